@@ -1,0 +1,2 @@
+//! Starts Cleave in QEMU.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The kernel library.
+#![no_std]

@@ -1,0 +1,2 @@
+//! Kernel entry.
+fn main(){}

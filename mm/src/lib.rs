@@ -1,0 +1,2 @@
+//! The memory manager.
+#![no_std]

@@ -1,0 +1,1 @@
+//! Host test kit of mm.

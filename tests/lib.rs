@@ -1,0 +1,1 @@
+//! The machine tests of Cleave: see `qemu/main.rs`.

@@ -1,0 +1,1 @@
+//! Ring-3 programs of the tests: ordinary static Linux programs.
