@@ -1,1 +1,8 @@
-//! The machine tests of Cleave: see `qemu/main.rs`.
+//! What the machine trials (`qemu/main.rs`) are made of, as far as it can be tested without a machine.
+//!
+//! * [`list`]: the in-kernel trials of a kernel, read from its ELF file.
+//! * [`ledger`]: which trial a machine's records and its end are news of.
+#![forbid(unsafe_code)]
+
+pub mod ledger;
+pub mod list;

@@ -90,6 +90,16 @@ impl Build {
         }
     }
 
+    /// A build of package `package` for the host in the dev profile; `what` names it in messages.
+    #[must_use]
+    pub fn for_host(what: &str, package: &str) -> Self {
+        let arguments = ["build", "--package", package];
+        Self {
+            what: what.to_owned(),
+            arguments: arguments.iter().map(OsString::from).collect(),
+        }
+    }
+
     /// Switches a cargo feature on.
     #[must_use]
     pub fn feature(mut self, feature: &str) -> Self {

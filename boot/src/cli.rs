@@ -19,20 +19,19 @@ use signal_hook::{
 };
 
 use crate::{
-    Error, Result, cargo,
+    Error, Result, capture, cargo,
     channels::Record,
     image::{Firmware, Kernel, KernelProfile},
     initrd::Root,
     machine::{Accelerator, Clock, EndPoint, Finished, MAX_CPUS, MIN_MEMORY_MIB, Machine, Stopper, Streams},
     outcome::End,
-    symbols::Symbols,
     terminal::{self, Keys, Raw},
 };
 
-/// Lines of the log in the report of a bad end.
-const TAIL_LINES: usize = 20;
 const STATUS_BAD_USAGE: u8 = 2;
 const STATUS_CANNOT_START: u8 = 1;
+
+const USAGE: &str = "cargo run -- [OPTIONS] [-- PROGRAM [ARGS]...]";
 
 const AFTER_HELP: &str = "\
 Without PROGRAM the machine shows its monitor: type `help` there. On a terminal, ctrl-a x ends the machine.
@@ -48,7 +47,7 @@ Examples:
 
 /// Boots Cleave in QEMU and runs PROGRAM on it.
 #[derive(Debug, Parser)]
-#[command(name = "cargo run --", bin_name = "cargo run --", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "cargo run --", bin_name = "cargo run --", version, override_usage = USAGE, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Options {
     /// CPUs of the machine [default: 2, with --icount 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CPUS)))]
@@ -99,7 +98,7 @@ pub struct Options {
     profile: KernelProfile,
 
     /// Program to run in ring 3, with its arguments
-    #[arg(last = true, value_name = "PROGRAM [ARGS")]
+    #[arg(last = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
 }
 
@@ -347,39 +346,20 @@ fn console(backtraces: &Arc<Mutex<Vec<Vec<u64>>>>, is_raw: bool) -> Streams {
 
 /// Says on stderr what the streams did not say: backtraces, and the reason of an end that is not the program's.
 fn report(finished: &Finished, kernel: &Kernel, backtraces: &[Vec<u64>]) {
-    let mut text = String::new();
-    if !backtraces.is_empty() {
-        match Symbols::load(kernel.elf()) {
-            Ok(symbols) => text.extend(backtraces.iter().map(|addresses| symbols.backtrace(addresses))),
-            Err(error) => text.push_str(&format!("boot: {error}\nbacktraces: {backtraces:#x?}\n")),
+    let backtraces = backtraces.iter().map(Vec::as_slice);
+    let text = if finished.end.needs_log() {
+        format!("boot: {}", capture::explain(finished, kernel, backtraces))
+    } else {
+        let mut text: String = backtraces
+            .map(|addresses| capture::symbolised(kernel, addresses))
+            .collect();
+        if !matches!(finished.end, End::Orderly(_)) {
+            text.push_str(&format!("boot: {}\n", finished.end));
         }
-    }
-    if !matches!(finished.end, End::Orderly(_)) {
-        text.push_str(&format!("boot: {}\n", finished.end));
-    }
-    if finished.end.needs_log() {
-        text.push_str(&explain(finished));
-    }
+        text
+    };
     // Nobody is left to tell if this fails.
     let _ = io::stderr().write_all(text.as_bytes());
-}
-
-/// What there is to read about an end that nothing else explains.
-fn explain(finished: &Finished) -> String {
-    let mut text = String::new();
-    let mut section = |title: &str, body: &str| {
-        if !body.trim().is_empty() {
-            text.push_str(&format!("boot: {title}:\n"));
-            text.extend(body.lines().map(|line| format!("  | {line}\n")));
-        }
-    };
-    section("QEMU says", &finished.qemu_messages);
-    section(
-        "the kernel did not get to its first line; before it came",
-        finished.before_mark.as_deref().unwrap_or(""),
-    );
-    section("the last lines of the log", &finished.log_tail(TAIL_LINES));
-    text
 }
 
 /// On a signal that ends us: stop the machine, give the terminal back, end as the signal would have ended us.

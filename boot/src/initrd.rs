@@ -125,6 +125,14 @@ impl Root {
     /// [`Error::Build`] when our programs do not compile, [`Error::BadInput`] when a file of the user cannot be read
     /// or is not what it should be.
     pub fn build(&self) -> Result<Vec<u8>> {
+        self.build_over(built_in)
+    }
+
+    /// The same over the archive that `built_in` returns.
+    ///
+    /// # Errors
+    /// As [`Root::build`].
+    pub fn build_over(&self, built_in: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
         // The user's files first: a mistyped name must not wait for a build.
         let initramfs = self.initramfs.as_deref().map(read_initramfs).transpose()?;
         let programs = programs(&self.programs)?;

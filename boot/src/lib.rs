@@ -15,6 +15,7 @@
 //! * [`initrd`]: the root directory, as concatenated cpio newc archives.
 //! * [`machine`]: QEMU's arguments, start, stop. A machine never outlives the process that started it.
 //! * [`channels`]: the three streams out of the machine and the two into it.
+//! * [`capture`]: a machine run from beginning to end, everything it said kept: what tests want.
 //! * [`outcome`]: how a machine ended, and the exit status that follows.
 //! * [`symbols`]: addresses of a kernel backtrace → functions, files, lines.
 //! * [`terminal`]: the user's terminal in raw mode, restored however the process ends.
@@ -24,6 +25,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod capture;
 pub mod cargo;
 pub mod channels;
 pub mod cli;

@@ -54,20 +54,28 @@ impl Symbols {
     /// The functions around a return address. The call stands before the address it returns to.
     fn frames(&self, return_address: u64) -> Vec<String> {
         let address = return_address.saturating_sub(1);
+        let symbol = self.loader.find_symbol(address).map(demangled);
         let mut found = Vec::new();
         let Ok(mut frames) = self.loader.find_frames(address) else {
             return found;
         };
+        let mut places = Vec::new();
         while let Ok(Some(frame)) = frames.next() {
             let name = frame
                 .function
                 .as_ref()
-                .and_then(|name| name.demangle().ok().map(|name| name.into_owned()));
-            let place = frame.location.as_ref().map(place).unwrap_or_default();
+                .and_then(|name| Some(name.demangle().ok()?.into_owned()));
+            places.push((name, frame.location.as_ref().map(place).unwrap_or_default()));
+        }
+        // Line tables name functions without their module; the symbol of the function that is really there has it.
+        if let Some((name, _)) = places.last_mut() {
+            *name = symbol.clone().or(name.take());
+        }
+        for (name, place) in places {
             found.push(format!("{}{place}", name.as_deref().map_or("?", without_hash)));
         }
         if found.is_empty() {
-            found.extend(self.loader.find_symbol(address).map(demangled));
+            found.extend(symbol);
         }
         found
     }
@@ -90,20 +98,38 @@ fn place(location: &addr2line::Location<'_>) -> String {
     let Some(file) = location.file else {
         return String::new();
     };
-    let file = Path::new(file)
-        .strip_prefix(cargo::workspace_root())
-        .unwrap_or(Path::new(file));
     let line = location.line.unwrap_or(0);
-    format!("\n{:25}at {}:{line}", "", file.display())
+    format!("\n{:25}at {}:{line}", "", short(file))
+}
+
+/// A path without what only says where this computer keeps things.
+fn short(file: &str) -> &str {
+    let root = cargo::workspace_root().to_str().unwrap_or_default();
+    if let Some(inside) = file.strip_prefix(root) {
+        return inside.trim_start_matches('/');
+    }
+    if let Some((_, inside)) = file.split_once("/registry/src/") {
+        return inside.split_once('/').map_or(inside, |(_, path)| path);
+    }
+    file.find("/library/").map_or(file, |at| &file[at + 1..])
 }
 
 #[cfg(test)]
 mod tests {
-    use super::without_hash;
+    use super::{short, without_hash};
 
     #[test]
     fn only_a_hash_is_cut_off() {
         assert_eq!(without_hash("kernel::panic::h0123456789abcdef"), "kernel::panic");
         assert_eq!(without_hash("kernel::heap::hello"), "kernel::heap::hello");
+    }
+
+    #[test]
+    fn paths_start_where_the_reader_knows_them() {
+        let core = "/rustc/e50aa6fba4e63ab34c72bf9acfd2c307c1155d1a/library/core/src/panicking.rs";
+        assert_eq!(short(core), "library/core/src/panicking.rs");
+        let crate_file = "/home/u/.cargo/registry/src/index-0123/spin-0.12.3/src/lib.rs";
+        assert_eq!(short(crate_file), "spin-0.12.3/src/lib.rs");
+        assert_eq!(short("kernel/src/main.rs"), "kernel/src/main.rs");
     }
 }

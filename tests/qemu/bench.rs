@@ -1,0 +1,87 @@
+//! The test bench: what all trials share, built when the first one asks for it.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use boot::{
+    capture::Captured,
+    cargo::Build,
+    image::{Firmware, Kernel, KernelProfile},
+    initrd::{self, Root},
+    machine::Machine,
+};
+use libtest_mimic::Failed;
+
+/// How long a machine that runs one program may take. Generous: the computer may be busy with other things.
+pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+
+/// Builds once, and tells everybody the same.
+struct Once<T>(OnceLock<Result<T, String>>);
+
+impl<T> Once<T> {
+    const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    fn get(&self, build: impl FnOnce() -> boot::Result<T>) -> Result<&T, String> {
+        self.0
+            .get_or_init(|| build().map_err(|error| error.to_string()))
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+}
+
+/// The kernel of the trials: optimised, with debug assertions and the in-kernel trials.
+pub(crate) fn kernel() -> Result<&'static Kernel, String> {
+    static KERNEL: Once<Kernel> = Once::new();
+    KERNEL.get(|| Kernel::build(KernelProfile::Ktest))
+}
+
+fn image() -> Result<&'static PathBuf, String> {
+    static IMAGE: Once<PathBuf> = Once::new();
+    let kernel = kernel()?;
+    IMAGE.get(|| kernel.disk_image(Firmware::Bios, None))
+}
+
+fn built_in() -> Result<&'static Vec<u8>, String> {
+    static BUILT_IN: Once<Vec<u8>> = Once::new();
+    BUILT_IN.get(initrd::built_in)
+}
+
+/// The binary behind `cargo run`.
+pub(crate) fn binary() -> Result<&'static PathBuf, String> {
+    static BINARY: Once<PathBuf> = Once::new();
+    BINARY.get(|| {
+        let executables = Build::for_host("the default binary", "boot").run()?;
+        let found = executables
+            .into_iter()
+            .find(|executable| executable.name == "boot");
+        found
+            .map(|executable| executable.path)
+            .ok_or_else(|| boot::Error::Unexpected("cargo built no `boot`".into()))
+    })
+}
+
+/// A default machine with the built-in root.
+pub(crate) fn machine() -> Result<Machine, String> {
+    machine_with(&Root::default())
+}
+
+/// A default machine with `root` over the built-in one.
+pub(crate) fn machine_with(root: &Root) -> Result<Machine, String> {
+    let mut machine = Machine::new(image()?.clone(), Firmware::Bios);
+    let built_in = built_in()?;
+    let initrd = root
+        .build_over(|| Ok(built_in.clone()))
+        .map_err(|error| error.to_string())?;
+    machine.initrd = Some(Arc::new(initrd));
+    Ok(machine)
+}
+
+/// Runs `machine` to its end, or for [`LIMIT`].
+pub(crate) fn run(machine: &Machine, input: &[u8]) -> Result<Captured, Failed> {
+    Captured::run(machine, input, LIMIT).map_err(|error| Failed::from(error.to_string()))
+}

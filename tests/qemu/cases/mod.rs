@@ -1,0 +1,106 @@
+//! Trials driven from the host. One file per family; a family is a list of [`Case`]s.
+
+mod command_line;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process,
+};
+
+use libtest_mimic::{Completion, Failed, Trial};
+
+/// What a case needs from the computer it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// UEFI firmware.
+    Ovmf,
+}
+
+impl Need {
+    fn is_met(self) -> bool {
+        match self {
+            Self::Ovmf => boot::machine::firmware::uefi_is_installed(),
+        }
+    }
+
+    /// The package that would meet it, as Debian and Ubuntu name it.
+    const fn package(self) -> &'static str {
+        match self {
+            Self::Ovmf => "ovmf",
+        }
+    }
+}
+
+/// One trial.
+#[derive(Debug)]
+pub(crate) struct Case {
+    name: &'static str,
+    needs: &'static [Need],
+    run: fn() -> Result<(), Failed>,
+}
+
+impl Case {
+    const fn new(name: &'static str, run: fn() -> Result<(), Failed>) -> Self {
+        Self {
+            name,
+            needs: &[],
+            run,
+        }
+    }
+
+    const fn needing(name: &'static str, needs: &'static [Need], run: fn() -> Result<(), Failed>) -> Self {
+        Self { name, needs, run }
+    }
+
+    /// The trial that `cargo test` shows.
+    pub(crate) fn into_trial(self) -> Trial {
+        let Self { name, needs, run } = self;
+        Trial::ignorable_test(name, move || match needs.iter().find(|need| !need.is_met()) {
+            Some(need) => Ok(Completion::ignored_with(format!(
+                "package {} is not installed",
+                need.package()
+            ))),
+            None => run().map(|()| Completion::Completed),
+        })
+    }
+}
+
+/// Every case.
+pub(crate) fn all() -> Vec<Case> {
+    command_line::cases().into_iter().collect()
+}
+
+/// Fails with `message` unless `condition`.
+fn ensure(condition: bool, message: impl FnOnce() -> String) -> Result<(), Failed> {
+    if condition { Ok(()) } else { Err(message().into()) }
+}
+
+/// A folder of a case's own, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self, Failed> {
+        let path = env::temp_dir().join(format!("cleave-{name}-{}", process::id()));
+        fs::create_dir_all(&path).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file and returns its path.
+    fn file(&self, name: &str, contents: &[u8]) -> Result<String, Failed> {
+        let path = self.0.join(name);
+        fs::write(&path, contents).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A folder that stays behind in the temporary directory is no reason to fail.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
