@@ -52,6 +52,28 @@ pub fn read(elf: &Path) -> Result<Vec<KernelTrial>, String> {
     decode(data)
 }
 
+/// Whether a trial of the kernel in folder `sources` can have a name that holds `filter`, by its source text alone.
+///
+/// Parts of names are identifiers or file names of the source, so a filter whose last part is found nowhere matches
+/// nothing: then the kernel need not even be built. A yes promises nothing.
+#[must_use]
+pub fn may_match(sources: &Path, filter: &str) -> bool {
+    let part = filter.rsplit("::").next().unwrap_or(filter);
+    let Ok(entries) = fs::read_dir(sources) else {
+        return true;
+    };
+    entries.flatten().any(|entry| {
+        let path = entry.path();
+        let is_named = entry.file_name().to_string_lossy().contains(part);
+        is_named
+            || if path.is_dir() {
+                may_match(&path, part)
+            } else {
+                fs::read_to_string(&path).is_ok_and(|text| text.contains(part))
+            }
+    })
+}
+
 fn decode(data: &[u8]) -> Result<Vec<KernelTrial>, String> {
     let records = data.chunks_exact(TRIAL_RECORD_SIZE);
     if !records.remainder().is_empty() {
@@ -94,7 +116,9 @@ fn decode_record(record: &[u8]) -> Result<KernelTrial, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Expected, Shape, TRIAL_RECORD_SIZE, decode};
+    use std::path::Path;
+
+    use super::{Expected, Shape, TRIAL_RECORD_SIZE, decode, may_match};
 
     fn record(name: &str, words: [u32; 4]) -> Vec<u8> {
         let mut bytes = name.as_bytes().to_vec();
@@ -132,5 +156,18 @@ mod tests {
     fn half_a_record_is_refused() {
         assert!(decode(&record("a", [0; 4])[..100]).is_err());
         assert!(decode(&record("a", [7, 0, 0, 0])).is_err_and(|message| message.contains("unknown end")));
+    }
+
+    #[test]
+    fn a_filter_is_looked_for_in_the_sources() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert!(may_match(sources, "decode_rec"));
+        assert!(may_match(sources, "tests::ledg"), "file names count");
+        let nowhere = ["zzz", "nowhere"].join("_");
+        assert!(!may_match(sources, &nowhere));
+        assert!(
+            may_match(Path::new("/does/not/exist"), &nowhere),
+            "what cannot be read is not ruled out"
+        );
     }
 }

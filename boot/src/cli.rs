@@ -82,7 +82,7 @@ pub struct Options {
     append: Vec<OsString>,
 
     /// Cut the machine off after so many seconds (exit status 124)
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = parse_seconds)]
     timeout: Option<Duration>,
 
     /// How much the kernel logs to stderr

@@ -4,7 +4,7 @@
 //!   ktest::MODULE::BEHAVIOUR   in-kernel trials: listed from the kernel's ELF file, many in one boot (batch)
 //!   FAMILY::BEHAVIOUR          driven from the host: a program, the monitor, the command line (cases)
 //! ```
-//! Listing builds the kernel and never boots; a machine starts only for a trial that was selected. A trial that needs
+//! Listing builds the kernel (unless no in-kernel trial can match the filter) and never boots; a machine starts only for a trial that was selected. A trial that needs
 //! a package which is not installed reports itself as ignored and names the package.
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod cases;
 use std::{collections::BTreeMap, sync::Arc};
 
 use batch::Batch;
+use boot::cargo;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::list::{self, Expected, KernelTrial};
 
@@ -30,6 +31,11 @@ fn main() {
 
 /// The in-kernel trials; one failing trial if they cannot be listed.
 fn kernel_trials(arguments: &Arguments) -> Vec<Trial> {
+    let sources = cargo::workspace_root().join("kernel/src");
+    let filter = arguments.filter.as_deref().unwrap_or_default();
+    if !PREFIX.contains(filter) && !list::may_match(&sources, filter) {
+        return Vec::new();
+    }
     match bench::kernel().and_then(|kernel| list::read(kernel.elf())) {
         Ok(found) => batched(arguments, found),
         Err(message) => vec![Trial::test(format!("{PREFIX}kernel_builds"), || {
