@@ -1,2 +1,66 @@
-//! The memory manager.
+//! The memory manager of Cleave: transparent huge pages that are mapped by 2 MiB and 4 KiB entries at once.
+//!
+//! No `alloc`, no globals, no assembly, no printing: one source that runs in the kernel and, on a simulated machine, on
+//! the host. Everything is reached through [`Memory`], made from a [`Platform`].
+//!
+//! # The floors
+//! A file may use its own floor where that is said, and any floor below; never one above.
+//! ```text
+//! F9 report     kpageflags kpagecount pagemap · check            accepts any page, takes no sleeping lock of its own
+//! F7 actions    fault · mapping (mmap, munmap, brk, madvise) · zap · protect · pin · split_pmd
+//! F6 relations  rmap
+//! F5 spaces     address_space · vma · anon_vma
+//! F4 tables     pgtable: entry, table, cursor, gather
+//! F3 frames     memory · buddy · slab · folio (lock, lru, put, deferred queue)
+//! F2 metadata   page: columns, state, refs, compound, mapcount
+//! F1 contract   platform · table · sync · trace · counter · assert
+//! F0 units      addr · order · flags · error
+//! ```
+//! Start reading at [`page`], then [`page::mapcount`], [`split_pmd`], [`zap`].
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod addr;
+pub mod address_space;
+pub mod anon_vma;
+mod assert;
+pub mod buddy;
+pub mod counter;
+pub mod error;
+pub mod fault;
+pub mod flags;
+pub mod folio;
+pub mod mapping;
+pub mod memory;
+pub mod order;
+pub mod page;
+pub mod pgtable;
+pub mod pin;
+pub mod platform;
+pub mod protect;
+pub mod report;
+pub mod rmap;
+pub mod slab;
+pub mod split_pmd;
+pub mod sync;
+pub mod table;
+pub mod trace;
+pub mod vma;
+pub mod zap;
+
+pub use addr::{
+    ENTRIES, HPAGE_PAGES, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, PfnRange, PhysAddr, USER_END,
+    VirtAddr, VirtRange,
+};
+pub use address_space::{AddressSpace, MmRef};
+pub use counter::Counter;
+pub use error::{AllocError, Errno, MapError, SegvReason, VmFault};
+pub use fault::{Access, FaultInfo};
+pub use flags::{AllocFlags, PageFlags, Prot, VmaFlags};
+pub use mapping::{Advice, MapRequest, Place};
+pub use memory::Memory;
+pub use order::{Order, PMD_ORDER};
+pub use platform::{CpuId, CpuMask, MAX_CPUS, Nanos, Platform, Stride, WaitKey};
+pub use vma::VmaInfo;

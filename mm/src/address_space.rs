@@ -1,0 +1,379 @@
+//! F5: an address space (Linux `mm_struct`): areas, page tables, totals.
+//!
+//! ```text
+//!   AddressSpace ── mmap lock (sleeping, reader-writer)
+//!      ├── areas: VmaTree          (W) changed under the lock for writing, (R) read under it
+//!      ├── root: Pfn               (I) never changes
+//!      ├── totals: rss, tables     (A) atomics, changed next to the entries they count
+//!      └── cpus                    (A) who may hold translations: the set for TLB flushes
+//! ```
+//! Lifetime: [`MmRef`] is a user of the space (Linux `mm_users`); giving back the last one unmaps everything and frees
+//! the tables. Nothing else keeps a space alive yet.
+
+use crate::{
+    addr::{PAGE_BYTES, PAGE_SHIFT, Pfn, USER_END, VirtAddr, VirtRange},
+    error::AllocError,
+    flags::VmaFlags,
+    memory::Memory,
+    platform::{CpuId, CpuMask, Platform},
+    slab::{CacheId, Handle, Object},
+    sync::{AtomicU32, AtomicU64, RwLock},
+    vma::{Vma, VmaInfo, VmaTree},
+};
+
+/// Most areas one space may have (Linux `vm.max_map_count`).
+pub const MAX_AREAS: u32 = 65530;
+/// Lowest address that a mapping may have without asking for it (Linux `vm.mmap_min_addr`).
+pub const MIN_ADDR: u64 = 0x1_0000;
+/// Room that stays free below a stack that grows down (Linux `stack_guard_gap`).
+pub const STACK_GUARD_BYTES: u64 = 256 * PAGE_BYTES;
+/// How far a stack may grow unless told otherwise.
+pub const DEFAULT_STACK_LIMIT: u64 = 8 << 20;
+
+/// An address space. See the module's head.
+#[derive(Debug)]
+pub struct AddressSpace {
+    lock: RwLock,
+    root: Pfn,
+    areas: VmaTree,
+    nr_areas: AtomicU32,
+    total_vm: AtomicU64,
+    rss_anon: AtomicU64,
+    nr_tables: AtomicU64,
+    cpus: AtomicU64,
+    users: AtomicU32,
+    brk_start: AtomicU64,
+    brk_end: AtomicU64,
+    mmap_top: AtomicU64,
+    stack_limit: AtomicU64,
+}
+
+/// A user of an address space. Dropping one without [`Memory::put_space`] leaks the space.
+#[derive(Debug)]
+#[must_use = "a user of an address space must be put"]
+pub struct MmRef {
+    space: Handle<AddressSpace>,
+}
+
+impl core::ops::Deref for MmRef {
+    type Target = AddressSpace;
+
+    fn deref(&self) -> &AddressSpace {
+        &self.space
+    }
+}
+
+impl Object for AddressSpace {
+    const CACHE: CacheId = CacheId::AddressSpace;
+}
+
+impl AddressSpace {
+    fn new(root: Pfn) -> Self {
+        Self {
+            lock: RwLock::new(),
+            root,
+            areas: VmaTree::new(),
+            nr_areas: AtomicU32::new(0),
+            total_vm: AtomicU64::new(0),
+            rss_anon: AtomicU64::new(0),
+            nr_tables: AtomicU64::new(1),
+            cpus: AtomicU64::new(0),
+            users: AtomicU32::new(1),
+            brk_start: AtomicU64::new(0),
+            brk_end: AtomicU64::new(0),
+            mmap_top: AtomicU64::new(USER_END),
+            stack_limit: AtomicU64::new(DEFAULT_STACK_LIMIT),
+        }
+    }
+
+    /// The frame of its top-level table. The platform owns entries 256 to 511 of it.
+    #[must_use]
+    pub fn root(&self) -> Pfn {
+        self.root
+    }
+
+    /// The mmap lock.
+    pub(crate) fn lock(&self) -> &RwLock {
+        &self.lock
+    }
+
+    /// Its areas. Hold the mmap lock.
+    pub(crate) fn areas(&self) -> &VmaTree {
+        &self.areas
+    }
+
+    /// Notes that `cpu` runs in this space and may hold translations of it.
+    pub fn enter(&self, cpu: CpuId) {
+        self.cpus.fetch_or_acqrel(1 << cpu.index());
+    }
+
+    /// Notes that `cpu` has dropped all translations of this space.
+    pub fn leave(&self, cpu: CpuId) {
+        self.cpus.fetch_and_acqrel(!(1 << cpu.index()));
+    }
+
+    /// CPUs that may hold translations.
+    #[must_use]
+    pub fn cpus(&self) -> CpuMask {
+        CpuMask::from_bits(self.cpus.load_acquire())
+    }
+
+    /// Resident anonymous base pages (invariant I13).
+    #[must_use]
+    pub fn rss_pages(&self) -> u64 {
+        self.rss_anon.load_relaxed()
+    }
+
+    /// Base pages that all areas span.
+    #[must_use]
+    pub fn total_vm_pages(&self) -> u64 {
+        self.total_vm.load_relaxed()
+    }
+
+    /// Bytes in page tables of all levels, deposited ones included.
+    #[must_use]
+    pub fn pgtable_bytes(&self) -> u64 {
+        self.nr_tables.load_relaxed() << PAGE_SHIFT
+    }
+
+    /// Number of areas.
+    #[must_use]
+    pub fn nr_areas(&self) -> u32 {
+        self.nr_areas.load_relaxed()
+    }
+
+    /// Addresses that new mappings may have: above [`MIN_ADDR`], below [`Self::set_mmap_top`].
+    #[must_use]
+    pub(crate) fn mmap_limits(&self) -> VirtRange {
+        let top = self.mmap_top.load_relaxed();
+        VirtRange::new(VirtAddr::new(MIN_ADDR), VirtAddr::new(top))
+            .unwrap_or(VirtRange::page(VirtAddr::new(MIN_ADDR)))
+    }
+
+    /// Sets where the search for room begins, downwards: below the stack's reserve. Rounded down to a page.
+    pub fn set_mmap_top(&self, top: VirtAddr) {
+        let top = top.as_u64().clamp(MIN_ADDR, USER_END);
+        self.mmap_top.store_relaxed(top & !(PAGE_BYTES - 1));
+    }
+
+    /// How many bytes a stack may grow to.
+    #[must_use]
+    pub fn stack_limit(&self) -> u64 {
+        self.stack_limit.load_relaxed()
+    }
+
+    /// Sets how many bytes a stack may grow to (`RLIMIT_STACK`).
+    pub fn set_stack_limit(&self, bytes: u64) {
+        self.stack_limit.store_relaxed(bytes);
+    }
+
+    /// The heap: from where it began to its current end, both as `brk` sees them (not page aligned at the top).
+    #[must_use]
+    pub fn brk_bounds(&self) -> (VirtAddr, VirtAddr) {
+        (
+            VirtAddr::new_truncate(self.brk_start.load_relaxed()),
+            VirtAddr::new_truncate(self.brk_end.load_relaxed()),
+        )
+    }
+
+    /// Says where the heap begins: behind the program.
+    pub fn set_brk_base(&self, start: VirtAddr) {
+        self.brk_start.store_relaxed(start.as_u64());
+        self.brk_end.store_relaxed(start.as_u64());
+    }
+
+    pub(crate) fn set_brk_end(&self, end: VirtAddr) {
+        self.brk_end.store_relaxed(end.as_u64());
+    }
+
+    pub(crate) fn add_rss(&self, pages: i64) {
+        add(&self.rss_anon, pages);
+    }
+
+    pub(crate) fn add_tables(&self, tables: i64) {
+        add(&self.nr_tables, tables);
+    }
+
+    pub(crate) fn add_total_vm(&self, pages: i64) {
+        add(&self.total_vm, pages);
+    }
+
+    /// Whether `more` areas are still allowed.
+    pub(crate) fn has_room_for_areas(&self, more: u32) -> bool {
+        self.nr_areas() + more <= MAX_AREAS
+    }
+}
+
+fn add(total: &AtomicU64, delta: i64) {
+    let before = total.fetch_add_relaxed(delta.cast_unsigned());
+    crate::vm_assert!(
+        before.checked_add_signed(delta).is_some(),
+        "a total of an address space went below zero"
+    );
+}
+
+impl<P: Platform> Memory<P> {
+    /// Makes an empty address space with one user. The upper half of its root is zero: the platform fills it in.
+    ///
+    /// # Errors
+    /// No frame for the record or the root; nothing changed.
+    pub fn new_space(&self) -> Result<MmRef, AllocError> {
+        let root = self.alloc_table()?;
+        match self.alloc_object(AddressSpace::new(root)) {
+            Ok(space) => Ok(MmRef { space }),
+            Err(error) => {
+                self.free_table(root);
+                Err(error)
+            }
+        }
+    }
+
+    /// Adds a user.
+    pub fn get_space(&self, space: &MmRef) -> MmRef {
+        space.users.fetch_add_relaxed(1);
+        MmRef { space: space.space }
+    }
+
+    /// Gives a user back. Returns it if it was the last: the space is then to be torn down by
+    /// [`Memory::put_space`](crate::memory::Memory::put_space), which calls this.
+    pub(crate) fn drop_user(&self, space: MmRef) -> Option<MmRef> {
+        (space.users.fetch_sub_acqrel(1) == 1).then_some(space)
+    }
+
+    /// Frees the record and the root of a space that is empty and has no user.
+    pub(crate) fn free_space(&self, space: MmRef) {
+        crate::vm_assert!(
+            space.nr_areas() == 0 && space.rss_pages() == 0,
+            "{space:?}: freed but not empty"
+        );
+        crate::vm_assert!(
+            space.nr_tables.load_relaxed() == 1,
+            "{space:?}: page tables leaked"
+        );
+        self.free_table(space.root());
+        // SAFETY: the last user is gone and nothing else holds a space.
+        unsafe { self.free_object(space.space) }
+    }
+
+    /// Adds an area record and puts it into the tree. The mmap lock is held for writing.
+    pub(crate) fn insert_area(&self, space: &AddressSpace, vma: Vma) -> Result<Handle<Vma>, AllocError> {
+        let pages = vma.range().nr_pages();
+        let vma = self.alloc_object(vma)?;
+        space.areas.insert(vma);
+        space.nr_areas.fetch_add_relaxed(1);
+        space.add_total_vm(pages.cast_signed());
+        Ok(vma)
+    }
+
+    /// Takes an area out of the tree and frees its record. The mmap lock is held for writing, its pages are unmapped
+    /// or belong to a neighbour now.
+    pub(crate) fn remove_area(&self, space: &AddressSpace, vma: Handle<Vma>) {
+        space.areas.remove(vma);
+        space.nr_areas.fetch_sub_acqrel(1);
+        space.add_total_vm(-vma.range().nr_pages().cast_signed());
+        if let Some(anon_vma) = vma.anon_vma() {
+            self.put_anon_vma(anon_vma);
+        }
+        // SAFETY: the tree was the only place that led to it, and no reader is in it: the lock is ours for writing.
+        unsafe { self.free_object(vma) }
+    }
+
+    /// Moves the ends of an area.
+    pub(crate) fn resize_area(&self, space: &AddressSpace, vma: Handle<Vma>, range: VirtRange) {
+        space.add_total_vm(range.nr_pages().cast_signed() - vma.range().nr_pages().cast_signed());
+        space.areas.resize(vma, range);
+    }
+
+    /// Makes two areas of one, cut at `at`; returns the upper. Page tables are not touched: the caller has split what
+    /// the cut goes through.
+    ///
+    /// # Errors
+    /// No record; nothing changed.
+    pub(crate) fn split_area(
+        &self,
+        space: &AddressSpace,
+        vma: Handle<Vma>,
+        at: VirtAddr,
+    ) -> Result<Handle<Vma>, AllocError> {
+        let range = vma.range();
+        crate::vm_assert!(range.contains(at) && at > range.start());
+        let (Some(lower), Some(upper)) = (VirtRange::new(range.start(), at), VirtRange::new(at, range.end()))
+        else {
+            unreachable!("the cut is page aligned")
+        };
+        // The record first: from here on nothing may fail.
+        let new = self.alloc_object(Vma::new(upper, vma.flags(), vma.anon_vma()))?;
+        if let Some(anon_vma) = vma.anon_vma() {
+            anon_vma.get();
+        }
+        space.areas.resize(vma, lower);
+        space.areas.insert(new);
+        space.nr_areas.fetch_add_relaxed(1);
+        Ok(new)
+    }
+
+    /// Joins `vma` with the neighbours that agree with it in everything; returns the area that now spans it.
+    pub(crate) fn merge_area(&self, space: &AddressSpace, vma: Handle<Vma>) -> Handle<Vma> {
+        let vma = match space.areas.before(vma.start()) {
+            Some(below) if below.end() == vma.start() && below.continues(vma.flags(), vma.anon_vma()) => {
+                self.absorb(space, below, vma)
+            }
+            _ => vma,
+        };
+        if let Some(above) = space.areas.find(vma.end()) {
+            if above.start() == vma.end() && vma.continues(above.flags(), above.anon_vma()) {
+                return self.absorb(space, vma, above);
+            }
+        }
+        vma
+    }
+
+    /// Makes `lower` span `upper` too, which directly follows it and goes away.
+    fn absorb(&self, space: &AddressSpace, lower: Handle<Vma>, upper: Handle<Vma>) -> Handle<Vma> {
+        let both =
+            VirtRange::new(lower.start(), upper.end()).unwrap_or_else(|| unreachable!("neighbours in order"));
+        if lower.anon_vma().is_none() {
+            if let Some(anon_vma) = upper.anon_vma() {
+                anon_vma.get();
+                lower.set_anon_vma(Some(anon_vma));
+            }
+        }
+        self.remove_area(space, upper);
+        self.resize_area(space, lower, both);
+        lower
+    }
+
+    /// Shows `visit` all areas in address order, under the mmap lock for reading.
+    pub fn for_each_vma(
+        &self,
+        space: &AddressSpace,
+        visit: &mut dyn FnMut(VmaInfo) -> core::ops::ControlFlow<()>,
+    ) -> core::ops::ControlFlow<()> {
+        let _lock = space.lock.read(self.platform());
+        let all = VirtRange::new(VirtAddr::zero(), VirtAddr::new(USER_END));
+        let mut areas = space
+            .areas
+            .overlapping(all.unwrap_or_else(|| unreachable!("a valid range")));
+        areas.try_for_each(|vma| {
+            visit(VmaInfo {
+                range: vma.range(),
+                flags: vma.flags(),
+            })
+        })
+    }
+
+    /// The flags of the area around `addr`, if there is one.
+    #[must_use]
+    pub fn vma_at(&self, space: &AddressSpace, addr: VirtAddr) -> Option<VmaInfo> {
+        let _lock = space.lock.read(self.platform());
+        space.areas.containing(addr).map(|vma| VmaInfo {
+            range: vma.range(),
+            flags: vma.flags(),
+        })
+    }
+}
+
+impl VmaFlags {
+    /// What a private anonymous mapping starts with, besides its rights.
+    pub(crate) const PRIVATE_ANON: Self = Self::MAY;
+}

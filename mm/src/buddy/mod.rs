@@ -1,0 +1,233 @@
+//! F3: the frame allocator.
+//!
+//! ```text
+//!   alloc_pages / free_pages
+//!        |  order 0 and 9                         other orders, or the magazine is empty or full
+//!   this CPU's magazine (arrays of pfns)  <------------->  zone: one free list per order, buddies merge
+//!        |                                                   |
+//!   spin lock of its own CPU, never contended              zone lock, taken once per batch
+//!   except when memory runs out and others drain it
+//! ```
+//! * **Magazines** are arrays of frame numbers: an allocation touches the array, the page's reference count and nothing
+//!   else. They are refilled with a whole run of 2^k pages, one list operation per run.
+//! * **No allocation fails while any CPU's magazine holds what it needs**: before failing, every magazine is emptied
+//!   into the zones, where the pages merge. So cached pages count as free ([`Memory::nr_free_pages`]).
+//! * **Watermarks**: below `min` only [`AllocFlags::RESERVE`] allocations succeed, below `low` no opportunistic ones.
+//! * Allocation never reclaims (decision 0001).
+//! * In builds with debug assertions a freed page is filled with a pattern, and the pattern is checked when it is
+//!   handed out again.
+//!
+//! State of a free page's record: first of a block in a zone: `BUDDY` and the order; any other free page: all zero.
+//!
+//! Locks: magazine, then zone. Draining other CPUs takes one magazine at a time.
+
+mod free_area;
+mod magazine;
+mod poison;
+mod watermark;
+mod zone;
+
+pub use magazine::{HUGE_SLOTS, Magazine, SMALL_SLOTS};
+pub use watermark::Watermarks;
+pub use zone::{Zone, ZoneKind};
+
+use crate::{
+    addr::{Pfn, PfnRange},
+    counter::Counter,
+    error::AllocError,
+    flags::{AllocFlags, PageFlags},
+    memory::Memory,
+    order::{Order, PMD_ORDER},
+    page::{Page, PageState, compound::BadPage},
+    platform::Platform,
+    trace::Event,
+};
+
+impl<P: Platform> Memory<P> {
+    /// Takes `2^order` frames, aligned to their size. They are one block with one reference on its first page, which
+    /// is the caller's; it is not a compound page (see [`Memory::alloc_folio`](crate::memory::Memory::alloc_folio)).
+    /// Contents are arbitrary unless [`AllocFlags::ZERO`] is given.
+    ///
+    /// Locks: takes a magazine's and a zone's. Context: any that may take a spin lock; never waits.
+    ///
+    /// # Errors
+    /// Nothing free at the watermark that `flags` allow; nothing changed.
+    pub fn alloc_pages(&self, order: Order, flags: AllocFlags) -> Result<Pfn, AllocError> {
+        let error = AllocError { order };
+        if self.allocation_must_fail() {
+            return Err(error);
+        }
+        let pfn = self.take_block(order, flags).ok_or(error)?;
+        self.poison_check(pfn, order);
+        if flags.contains(AllocFlags::ZERO) {
+            for i in 0..order.nr_pages() {
+                self.clear_frame(pfn.offset(i));
+            }
+        }
+        self.pages().page(pfn).ref_init();
+        if P::TRACE {
+            self.platform().trace(Event::Alloc { pfn, order });
+        }
+        Ok(pfn)
+    }
+
+    /// Gives back a block from [`Memory::alloc_pages`] whose one reference is the caller's.
+    ///
+    /// A record that is not as a free page's must be (invariant I11) is reported as a bad page and its block leaks:
+    /// a leak is better than a page with two owners.
+    pub fn free_pages(&self, pfn: Pfn, order: Order) {
+        if self.pages().page(pfn).ref_sub_and_test(1) {
+            self.free_block(pfn, order);
+        } else {
+            self.report_bad_page(pfn, BadPage::Referenced);
+        }
+    }
+
+    /// Gives back a block that nobody references any more.
+    pub(crate) fn free_block(&self, pfn: Pfn, order: Order) {
+        let page = self.pages().page(pfn);
+        if let Err(reason) = check_free(page) {
+            return self.report_bad_page(pfn, reason);
+        }
+        page.set_private_state(PageState::CLEAR);
+        self.poison(pfn, order);
+        if P::TRACE {
+            self.platform().trace(Event::Free { pfn, order });
+        }
+        let preempt = self.platform().preempt_off();
+        let cpu = self.this_cpu(&preempt);
+        cpu.counters().add(Counter::PgFree, i64::from(order.nr_pages()));
+        if order == Order::ZERO || order == PMD_ORDER {
+            let mut magazine = cpu.magazine().lock(self.platform());
+            if magazine.is_full(order) {
+                self.spill(&mut magazine, order);
+            }
+            magazine.push(order, pfn);
+        } else {
+            self.zone_of(pfn).free(self, pfn, order);
+        }
+    }
+
+    /// Returns frames that are reserved to the allocator. They count as memory that is managed from then on. Frame 0
+    /// stays reserved: a link or an object address of 0 means "none".
+    ///
+    /// # Panics
+    /// If a frame of the range is not reserved: it would be handed out twice.
+    pub fn release(&self, range: PfnRange) {
+        let mut pfn = range.start().max(Pfn::new(1));
+        while pfn < range.end() {
+            let zone = self.zone_of(pfn);
+            let left = range.end().since(pfn).min(zone.range().end().since(pfn));
+            let order = Order::all()
+                .rev()
+                .find(|&order| pfn.is_aligned(order) && order.nr_pages() <= left)
+                .unwrap_or(Order::ZERO);
+            for i in 0..order.nr_pages() {
+                let page = self.pages().page(pfn.offset(i));
+                assert!(
+                    page.state() == PageState::of(PageFlags::RESERVED),
+                    "{page:?}: released but not reserved"
+                );
+                page.set_private_state(PageState::CLEAR);
+            }
+            zone.add_managed(order.nr_pages());
+            zone.free(self, pfn, order);
+            pfn = pfn.offset(order.nr_pages());
+        }
+        self.set_watermarks();
+    }
+
+    /// Pages that an allocation could have, those in magazines included.
+    #[must_use]
+    pub fn nr_free_pages(&self) -> u64 {
+        let cached: u64 = self
+            .per_cpu_all()
+            .iter()
+            .map(|cpu| cpu.magazine().lock(self.platform()).nr_pages())
+            .sum();
+        cached + self.zones().map(|zone| u64::from(zone.nr_free())).sum::<u64>()
+    }
+
+    /// Pages that were ever given to the allocator.
+    #[must_use]
+    pub fn nr_managed_pages(&self) -> u64 {
+        self.zones().map(|zone| u64::from(zone.nr_managed())).sum()
+    }
+
+    /// Empties every CPU's magazine into the zones.
+    pub fn drain_all_magazines(&self) {
+        for cpu in self.per_cpu_all() {
+            let mut magazine = cpu.magazine().lock(self.platform());
+            for order in [Order::ZERO, PMD_ORDER] {
+                while !magazine.is_empty(order) {
+                    self.spill(&mut magazine, order);
+                }
+            }
+        }
+    }
+
+    fn take_block(&self, order: Order, flags: AllocFlags) -> Option<Pfn> {
+        let pfn = self.try_take_block(order, flags).or_else(|| {
+            // What is missing may sit in a magazine, here or on another CPU, or merge once it is out of them.
+            self.drain_all_magazines();
+            self.try_take_block(order, flags)
+        })?;
+        let preempt = self.platform().preempt_off();
+        self.this_cpu(&preempt)
+            .counters()
+            .add(Counter::PgAlloc, i64::from(order.nr_pages()));
+        Some(pfn)
+    }
+
+    fn try_take_block(&self, order: Order, flags: AllocFlags) -> Option<Pfn> {
+        if order != Order::ZERO && order != PMD_ORDER {
+            return self
+                .zones_by_preference()
+                .find_map(|zone| zone.alloc(self, order, flags));
+        }
+        let preempt = self.platform().preempt_off();
+        let mut magazine = self.this_cpu(&preempt).magazine().lock(self.platform());
+        if let Some(pfn) = magazine.pop(order) {
+            return Some(pfn);
+        }
+        self.zones_by_preference()
+            .find(|zone| zone.refill(self, &mut magazine, order, flags))?;
+        magazine.pop(order)
+    }
+
+    /// Moves part of a magazine's pages of `order` to the zones.
+    fn spill(&self, magazine: &mut Magazine, order: Order) {
+        let spilled = magazine.take_spill(order);
+        let mut rest = spilled;
+        while let Some((&first, _)) = rest.split_first() {
+            let zone = self.zone_of(Pfn::new(first));
+            let of_zone = rest
+                .iter()
+                .take_while(|&&pfn| zone.range().contains(Pfn::new(pfn)))
+                .count();
+            let (batch, others) = rest.split_at(of_zone);
+            zone.free_batch(self, batch, order);
+            rest = others;
+        }
+    }
+
+    /// Marks a page whose record is corrupt so that it is never used again, and counts it.
+    pub(crate) fn report_bad_page(&self, pfn: Pfn, reason: BadPage) {
+        self.pages().page(pfn).set_flags(PageFlags::HWPOISON);
+        self.note_bad_page(pfn, reason);
+    }
+}
+
+/// Checks invariant I11 on the first page of a block that is about to be free.
+fn check_free(page: Page<'_>) -> Result<(), BadPage> {
+    if !(page.state().flags() & (PageFlags::CHECKED_AT_FREE | PageFlags::HEAD | PageFlags::TAIL)).is_empty() {
+        return Err(BadPage::Flags);
+    }
+    if page.raw_mapcount() != -1 {
+        return Err(BadPage::StillMapped);
+    }
+    if page.refs_hint() != 0 {
+        return Err(BadPage::Referenced);
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! F1: the numbers of `/proc/vmstat`: per-CPU, summed by the reader.
+//!
+//! Each CPU adds to its own array, so no line is shared on a hot path; one CPU's value may be negative (a page
+//! allocated here, freed there), the sum is exact when nobody is running.
+
+use crate::sync::AtomicU64;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
+        /// One number of `/proc/vmstat`.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(usize)]
+        pub enum Counter { $($(#[$doc])* $name,)* }
+
+        impl Counter {
+            /// All of them, in the order in which Linux 6.1 prints them.
+            pub const ALL: &'static [Counter] = &[$(Counter::$name,)*];
+
+            /// The name in `/proc/vmstat`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Counter::$name => $text,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Base pages on the inactive anonymous LRU lists.
+    NrInactiveAnon => "nr_inactive_anon",
+    /// Base pages on the active anonymous LRU lists.
+    NrActiveAnon => "nr_active_anon",
+    /// Base pages in slabs that reclaim cannot shrink.
+    NrSlabUnreclaimable => "nr_slab_unreclaimable",
+    /// Distinct base pages of anonymous memory that some page table maps (invariant I7).
+    NrAnonPages => "nr_anon_pages",
+    /// Huge pages that some PMD maps. Counted in huge pages, not base pages.
+    NrAnonThps => "nr_anon_transparent_hugepages",
+    /// Pages that hold page tables, deposited ones included.
+    NrPageTable => "nr_page_table_pages",
+    /// Base pages handed out.
+    PgAlloc => "pgalloc_normal",
+    /// Base pages given back.
+    PgFree => "pgfree",
+    /// Page faults that were resolved.
+    PgFault => "pgfault",
+    /// Huge pages put in by a page fault.
+    ThpFaultAlloc => "thp_fault_alloc",
+    /// Faults that wanted a huge page and got a small one because none was free.
+    ThpFaultFallback => "thp_fault_fallback",
+    /// Huge pages put on the deferred split queue.
+    ThpDeferredSplitPage => "thp_deferred_split_page",
+    /// PMD mappings turned into tables of PTEs.
+    ThpSplitPmd => "thp_split_pmd",
+}
+
+/// Number of counters.
+pub const NR_COUNTERS: usize = Counter::ALL.len();
+
+/// One CPU's share of every counter.
+#[repr(C)]
+pub struct CpuCounters {
+    values: [AtomicU64; NR_COUNTERS],
+}
+
+impl CpuCounters {
+    /// Adds `delta`. Only the owning CPU calls this, with preemption off.
+    pub(crate) fn add(&self, counter: Counter, delta: i64) {
+        let value = &self.values[counter as usize];
+        // Relaxed load and store, no locked operation: one writer, and readers sum up snapshots anyway.
+        value.store_relaxed(value.load_relaxed().wrapping_add_signed(delta));
+    }
+
+    /// One CPU's share; may be "negative" (wrapped).
+    pub(crate) fn get(&self, counter: Counter) -> u64 {
+        self.values[counter as usize].load_relaxed()
+    }
+}

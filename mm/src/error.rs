@@ -1,0 +1,88 @@
+//! F0: the error enums, and the one place where they become errno values.
+//!
+//! Each variant names the caller's next step. A page fault's outcome ([`VmFault`]) is not an error.
+
+use crate::order::Order;
+
+/// No block could be had. The allocator never reclaims; nothing changed.
+///
+/// The next step is the outermost caller's: drop every lock, make progress elsewhere, try again, or give up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AllocError {
+    /// What was asked for.
+    pub order: Order,
+}
+
+/// Why a mapping operation was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// No record, table or page could be had. What was done so far stays valid and the operation may be repeated.
+    NoMemory(AllocError),
+    /// No hole of that size is left, or there would be too many areas. Nothing changed.
+    NoSpace,
+    /// Part of the range is not mapped. What Linux does before it notices is done.
+    NotMapped,
+    /// The place is taken and the caller asked not to replace it. Nothing changed.
+    Occupied,
+    /// The arguments make no sense together. Nothing changed.
+    Invalid,
+}
+
+impl From<AllocError> for MapError {
+    fn from(error: AllocError) -> Self {
+        Self::NoMemory(error)
+    }
+}
+
+/// How a page fault ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum VmFault {
+    /// The translation exists now (or exists again): return to the instruction.
+    Done,
+    /// The tables changed under us: let the instruction fault again.
+    Retry,
+    /// A page or table was needed and could not be had. Nothing changed; make progress elsewhere and retry.
+    NeedMemory(AllocError),
+    /// No area at the address, or the area forbids the access.
+    SigSegv(SegvReason),
+    /// The area is there but its contents are not.
+    SigBus,
+}
+
+/// Why a fault is the program's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SegvReason {
+    /// No area there: `SEGV_MAPERR`.
+    NotMapped,
+    /// An area is there and does not allow this: `SEGV_ACCERR`.
+    Access,
+}
+
+/// The errno values that memory management can answer with, as Linux numbers them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(i32)]
+pub enum Errno {
+    /// Out of memory or of address space.
+    NoMem = 12,
+    /// The place is taken.
+    Exist = 17,
+    /// Arguments make no sense.
+    Inval = 22,
+}
+
+impl From<MapError> for Errno {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::NoMemory(_) | MapError::NoSpace | MapError::NotMapped => Self::NoMem,
+            MapError::Occupied => Self::Exist,
+            MapError::Invalid => Self::Inval,
+        }
+    }
+}
+
+impl From<AllocError> for Errno {
+    fn from(_: AllocError) -> Self {
+        Self::NoMem
+    }
+}

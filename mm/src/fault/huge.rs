@@ -1,0 +1,147 @@
+//! Faults on huge pages.
+
+use super::{FaultInfo, anon::NEW_ANON};
+use crate::{
+    addr::{HPAGE_PAGES, Pfn, VirtRange},
+    address_space::AddressSpace,
+    counter::Counter,
+    error::{AllocError, VmFault},
+    flags::{AllocFlags, VmaFlags},
+    folio::Folio,
+    memory::Memory,
+    order::PMD_ORDER,
+    pgtable::{PmdEntry, PmdSlot, PtLock, RawPmd, cursor::Level, entry::Marks},
+    platform::Platform,
+    slab::Handle,
+    vma::Vma,
+};
+
+/// How an attempt at a huge page ended.
+pub(super) enum Outcome {
+    /// The fault is dealt with.
+    Resolved(VmFault),
+    /// No huge page is to be had: use a base page.
+    Fallback,
+}
+
+/// Whether the span of a PMD may be one huge page of `vma`: all of it inside the area, and the area not opted out.
+pub(super) fn eligible(vma: Handle<Vma>, span: VirtRange) -> bool {
+    vma.range().covers(span) && !vma.flags().contains(VmaFlags::NOHUGEPAGE)
+}
+
+impl<P: Platform> Memory<P> {
+    /// Maps a new, zeroed huge page where nothing is mapped.
+    pub(super) fn fault_new_huge(
+        &self,
+        space: &AddressSpace,
+        vma: Handle<Vma>,
+        slot: PmdSlot,
+        fault: FaultInfo,
+    ) -> Result<Outcome, AllocError> {
+        let Ok(folio) = self.alloc_folio(PMD_ORDER, AllocFlags::OPPORTUNISTIC) else {
+            self.add(Counter::ThpFaultFallback, 1);
+            return Ok(Outcome::Fallback);
+        };
+        // Set aside now what a later split needs (I9).
+        let table = match self.alloc_table() {
+            Ok(table) => table,
+            Err(error) => {
+                self.put(folio);
+                return Err(error);
+            }
+        };
+        self.clear_huge(folio.pfn(), Level::Pte.index(fault.addr));
+        let pmds = self.lock_table(slot.table);
+        if pmds.pmd(slot.index) != PmdEntry::None {
+            drop(pmds);
+            self.free_table(table);
+            self.put(folio);
+            return Ok(Outcome::Resolved(VmFault::Retry));
+        }
+        self.prepare_new_huge(&folio, vma, slot.span);
+        self.deposit_table(&pmds, table);
+        let head = folio.into_raw();
+        let marks = Marks::of_access(fault.access);
+        pmds.set_pmd(
+            slot.index,
+            PmdEntry::Huge {
+                pfn: head.pfn(),
+                prot: vma.prot(),
+                marks,
+                valid: true,
+            },
+        );
+        space.add_rss(i64::from(HPAGE_PAGES));
+        space.add_tables(1);
+        self.add(Counter::ThpFaultAlloc, 1);
+        Ok(Outcome::Resolved(VmFault::Done))
+    }
+
+    /// Turns a fresh compound page into anonymous memory of `vma`, mapped once by PMD. The PMD table is locked.
+    fn prepare_new_huge(&self, folio: &Folio<'_>, vma: Handle<Vma>, span: VirtRange) {
+        let head = folio.page();
+        head.set_flags(NEW_ANON);
+        self.make_anon(head, vma, span.start());
+        self.rmap_new_huge(head);
+        self.lru_add(head);
+    }
+
+    /// Zeroes a huge page, the base page that faulted last, so that it is in the cache when the program goes on.
+    fn clear_huge(&self, pfn: Pfn, faulting: usize) {
+        let others = (0..HPAGE_PAGES).filter(|&i| i as usize != faulting);
+        others.for_each(|i| self.clear_frame(pfn.offset(i)));
+        self.clear_frame(Pfn::new(pfn.raw() + u32::try_from(faulting).unwrap_or(0)));
+    }
+
+    /// The span is mapped by one entry already: somebody was faster, or it is a first write to what was read-only.
+    pub(super) fn fault_existing_huge(&self, vma: Handle<Vma>, slot: PmdSlot, fault: FaultInfo) -> VmFault {
+        let pmds = self.lock_table(slot.table);
+        let PmdEntry::Huge {
+            pfn,
+            prot,
+            marks,
+            valid: true,
+        } = pmds.pmd(slot.index)
+        else {
+            return VmFault::Retry;
+        };
+        let rights = self.rights_after_fault(self.pages().page(pfn), vma, prot);
+        let marks = marks.union(Marks::of_access(fault.access));
+        let wanted = PmdEntry::Huge {
+            pfn,
+            prot: rights,
+            marks,
+            valid: true,
+        };
+        self.set_pmd_keeping_marks(&pmds, slot.index, wanted);
+        VmFault::Done
+    }
+
+    /// Replaces a live huge entry without losing a mark that the hardware sets at this moment.
+    pub(crate) fn set_pmd_keeping_marks(&self, pmds: &PtLock<'_, P>, index: usize, entry: PmdEntry) {
+        let mut current = pmds.load(index);
+        loop {
+            let merged = match (entry, RawPmd(current).decode()) {
+                (
+                    PmdEntry::Huge {
+                        pfn,
+                        prot,
+                        marks,
+                        valid,
+                    },
+                    PmdEntry::Huge { marks: late, .. },
+                ) => PmdEntry::Huge {
+                    pfn,
+                    prot,
+                    marks: marks.union(late),
+                    valid,
+                },
+                _ => entry,
+            };
+            match pmds.compare_exchange(index, current, merged.encode().0) {
+                Ok(_) => return,
+                Err(found) => current = found,
+            }
+        }
+    }
+}

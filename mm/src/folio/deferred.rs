@@ -1,0 +1,87 @@
+//! The deferred split queue: huge pages that are partly unmapped and could give memory back if they were split.
+//!
+//! Partial unmapping is found inside rmap removal, which holds a page-table lock and cannot split; so the page is put
+//! here, once. Freeing it takes it off. (Who drains the queue stands on floor F8.)
+//!
+//! ```text
+//!   queue: first ─> head A's tail 2 <─> head B's tail 2 <─ last        links lie in each second tail
+//!                   QUEUED on head A     QUEUED on head B
+//! ```
+//! Locks: the queue's spin lock guards the links and the `QUEUED` flag. It may be taken under a mapcount lock, never
+//! the other way round.
+//!
+//! Origin: Linux 9a982250f773 (v4.5). Differs: a page whose subpages are all unmapped by one batch is never queued.
+
+use crate::{
+    counter::Counter,
+    flags::PageFlags,
+    memory::Memory,
+    page::{Page, PageArray, PageList},
+    platform::Platform,
+};
+
+/// Which of a large folio's pages carries the links.
+const LINK_TAIL: u32 = 2;
+
+/// The queue of one node, oldest first.
+#[derive(Debug, Default)]
+pub struct DeferredQueue {
+    links: PageList,
+}
+
+impl DeferredQueue {
+    pub(crate) const fn new() -> Self {
+        Self {
+            links: PageList::new(),
+        }
+    }
+
+    /// How many folios wait.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.links.len()
+    }
+
+    /// Whether none does.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// The heads of the folios that wait, oldest first.
+    pub fn iter<'a>(&self, array: &'a PageArray) -> impl Iterator<Item = Page<'a>> {
+        self.links.iter(array).map(Page::head)
+    }
+}
+
+impl<P: Platform> Memory<P> {
+    /// Puts a partly unmapped huge page on the queue, unless it is there.
+    pub(crate) fn queue_deferred_split(&self, head: Page<'_>) {
+        let mut queue = self.node_of(head.pfn()).deferred().lock(self.platform());
+        if head.set_flags(PageFlags::QUEUED).contains(PageFlags::QUEUED) {
+            return;
+        }
+        queue.links.push_back(head.offset(LINK_TAIL));
+        self.add(Counter::ThpDeferredSplitPage, 1);
+    }
+
+    /// Takes a huge page that is being freed off the queue, if it is there.
+    pub(crate) fn unqueue_deferred_split(&self, head: Page<'_>) {
+        // Nobody can queue it any more: its last reference is gone. So a look without the lock is enough to skip it.
+        if !head.has(PageFlags::QUEUED) {
+            return;
+        }
+        let mut queue = self.node_of(head.pfn()).deferred().lock(self.platform());
+        head.clear_flags(PageFlags::QUEUED);
+        queue.links.remove(head.offset(LINK_TAIL));
+    }
+
+    /// How many huge pages wait to be split.
+    #[must_use]
+    pub fn nr_deferred_splits(&self) -> u64 {
+        self.nodes()
+            .iter()
+            .map(|node| u64::from(node.deferred().lock(self.platform()).len()))
+            .sum()
+    }
+}

@@ -1,0 +1,96 @@
+//! The LRU lists: pages that reclaim may look at, coldest last.
+//!
+//! A page joins at the fault that creates it and leaves when it is freed; being on a list takes no reference. The
+//! `LRU` flag is set exactly while the page is linked, and changes under the node's LRU lock together with the counts.
+
+use crate::{
+    counter::Counter,
+    flags::PageFlags,
+    memory::Memory,
+    page::{Page, PageList},
+    platform::Platform,
+};
+
+/// Which list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LruKind {
+    /// Anonymous, not used lately; every new page begins here (Linux 5.9 and later).
+    InactiveAnon,
+    /// Anonymous, used.
+    ActiveAnon,
+}
+
+impl LruKind {
+    /// The list that a page with these flags is on.
+    fn of(flags: PageFlags) -> Self {
+        if flags.contains(PageFlags::ACTIVE) {
+            Self::ActiveAnon
+        } else {
+            Self::InactiveAnon
+        }
+    }
+
+    fn counter(self) -> Counter {
+        match self {
+            Self::InactiveAnon => Counter::NrInactiveAnon,
+            Self::ActiveAnon => Counter::NrActiveAnon,
+        }
+    }
+}
+
+/// The lists of one node.
+#[derive(Debug, Default)]
+pub struct LruLists {
+    inactive_anon: PageList,
+    active_anon: PageList,
+}
+
+impl LruLists {
+    pub(crate) const fn new() -> Self {
+        Self {
+            inactive_anon: PageList::new(),
+            active_anon: PageList::new(),
+        }
+    }
+
+    /// One of the lists.
+    #[must_use]
+    pub fn list(&self, kind: LruKind) -> &PageList {
+        match kind {
+            LruKind::InactiveAnon => &self.inactive_anon,
+            LruKind::ActiveAnon => &self.active_anon,
+        }
+    }
+
+    fn list_mut(&mut self, kind: LruKind) -> &mut PageList {
+        match kind {
+            LruKind::InactiveAnon => &mut self.inactive_anon,
+            LruKind::ActiveAnon => &mut self.active_anon,
+        }
+    }
+}
+
+impl<P: Platform> Memory<P> {
+    /// Puts an anonymous page that is on no list at the warm end of its list.
+    pub(crate) fn lru_add(&self, head: Page<'_>) {
+        let mut lru = self.node_of(head.pfn()).lru().lock(self.platform());
+        let before = head.set_flags(PageFlags::LRU);
+        crate::vm_assert!(
+            !before.contains(PageFlags::LRU),
+            "{head:?}: on an LRU list already"
+        );
+        let kind = LruKind::of(before);
+        lru.list_mut(kind).push_front(head);
+        self.add(kind.counter(), i64::from(head.compound_order().nr_pages()));
+    }
+
+    /// Takes a page off its list.
+    pub(crate) fn lru_del(&self, head: Page<'_>) {
+        let mut lru = self.node_of(head.pfn()).lru().lock(self.platform());
+        let before = head.clear_flags(PageFlags::LRU | PageFlags::ACTIVE);
+        crate::vm_assert!(before.contains(PageFlags::LRU), "{head:?}: not on an LRU list");
+        let kind = LruKind::of(before);
+        lru.list_mut(kind).remove(head);
+        self.add(kind.counter(), -i64::from(head.compound_order().nr_pages()));
+    }
+}

@@ -1,0 +1,299 @@
+//! F7: `mmap`, `munmap`, `brk`, `madvise`: which areas exist.
+//!
+//! Everything is decided and allocated before the first visible change; zapping and splitting PMDs cannot fail, so from
+//! there on an operation runs to its end. The one record that cutting an area in two needs is taken first.
+//!
+//! Locks: the mmap lock for writing, for reading where only pages go (`MADV_DONTNEED`).
+
+use crate::{
+    addr::{PAGE_BYTES, USER_END, VirtAddr, VirtRange},
+    address_space::{AddressSpace, MIN_ADDR},
+    error::{AllocError, MapError},
+    flags::{Prot, VmaFlags},
+    memory::Memory,
+    pgtable::Gather,
+    platform::Platform,
+    slab::Handle,
+    vma::Vma,
+};
+
+/// Where a mapping should go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// At the hint if there is room, else anywhere.
+    Hint,
+    /// Exactly there, in place of whatever is there (`MAP_FIXED`).
+    Fixed,
+    /// Exactly there, if nothing is there (`MAP_FIXED_NOREPLACE`).
+    FixedNoReplace,
+}
+
+/// A wish for a private anonymous mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapRequest {
+    /// Where, as the program said it; 0: no wish.
+    pub hint: u64,
+    /// How many bytes; rounded up to pages.
+    pub len: u64,
+    /// Rights.
+    pub prot: Prot,
+    /// How binding `hint` is.
+    pub place: Place,
+    /// Further properties: [`VmaFlags::GROWSDOWN`], [`VmaFlags::NORESERVE`]. Shared memory does not exist yet.
+    pub flags: VmaFlags,
+}
+
+/// What `madvise` is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Advice {
+    /// Nothing in particular.
+    Normal,
+    /// The contents are not needed: the next access finds zeroes.
+    DontNeed,
+    /// Use huge pages.
+    HugePage,
+    /// Do not use huge pages.
+    NoHugePage,
+}
+
+impl<P: Platform> Memory<P> {
+    /// Makes an area of private anonymous memory; returns where it begins.
+    ///
+    /// # Errors
+    /// [`MapError::Invalid`]: length 0 or past the end of user space, unaligned fixed place, shared memory asked for.
+    /// [`MapError::Occupied`]: only with [`Place::FixedNoReplace`]. [`MapError::NoSpace`], [`MapError::NoMemory`].
+    /// After any of them the areas are as before, but what a fixed mapping was to replace may be gone.
+    pub fn mmap(&self, space: &AddressSpace, request: MapRequest) -> Result<VirtAddr, MapError> {
+        let flags = VmaFlags::from_prot(request.prot) | request.flags | VmaFlags::PRIVATE_ANON;
+        if request.len == 0 || request.flags.contains(VmaFlags::SHARED) {
+            return Err(MapError::Invalid);
+        }
+        let len = request
+            .len
+            .checked_next_multiple_of(PAGE_BYTES)
+            .filter(|&len| len <= USER_END);
+        let len = len.ok_or(MapError::NoSpace)?;
+        let _mmap = space.lock().write(self.platform());
+        let range = self.find_place(space, request, len)?;
+        if !space.has_room_for_areas(1) {
+            return Err(MapError::NoSpace);
+        }
+        self.unmap_locked(space, range)?;
+        let vma = self.insert_area(space, Vma::new(range, flags, None))?;
+        Ok(self.merge_area(space, vma)).map(|_| range.start())
+    }
+
+    fn find_place(&self, space: &AddressSpace, request: MapRequest, len: u64) -> Result<VirtRange, MapError> {
+        let wanted = VirtRange::user(request.hint, len);
+        let is_free = |range: VirtRange| space.areas().overlapping(range).next().is_none();
+        match request.place {
+            Place::Fixed => wanted.ok_or(if request.hint % PAGE_BYTES == 0 {
+                MapError::NoSpace
+            } else {
+                MapError::Invalid
+            }),
+            Place::FixedNoReplace => {
+                let range = wanted.ok_or(if request.hint % PAGE_BYTES == 0 {
+                    MapError::NoSpace
+                } else {
+                    MapError::Invalid
+                })?;
+                if is_free(range) {
+                    Ok(range)
+                } else {
+                    Err(MapError::Occupied)
+                }
+            }
+            Place::Hint => {
+                // An unaligned hint means the page it lies in.
+                let hint = request
+                    .hint
+                    .checked_next_multiple_of(PAGE_BYTES)
+                    .filter(|&hint| hint >= MIN_ADDR);
+                let hinted = hint
+                    .and_then(|hint| VirtRange::user(hint, len))
+                    .filter(|&range| is_free(range));
+                hinted.map_or_else(|| self.find_hole(space, len), Ok)
+            }
+        }
+    }
+
+    /// Finds the highest room for `len` bytes.
+    fn find_hole(&self, space: &AddressSpace, len: u64) -> Result<VirtRange, MapError> {
+        let end = space
+            .areas()
+            .highest_hole(len, space.mmap_limits())
+            .ok_or(MapError::NoSpace)?;
+        VirtRange::new(end - len, end).ok_or(MapError::NoSpace)
+    }
+
+    /// Removes all mappings of `range`; areas that reach over its ends are cut.
+    ///
+    /// # Errors
+    /// [`MapError::NoSpace`]: a cut would make one area too many. [`MapError::NoMemory`]: no record for a cut. In both
+    /// cases nothing is unmapped.
+    pub fn munmap(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
+        let _mmap = space.lock().write(self.platform());
+        self.unmap_locked(space, range)
+    }
+
+    /// [`Memory::munmap`] under the mmap lock held for writing.
+    fn unmap_locked(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
+        if space.areas().overlapping(range).next().is_none() {
+            return Ok(());
+        }
+        self.isolate_range(space, range)?;
+        let mut gather = Gather::new(self, space);
+        self.zap_range(space, range, &mut gather);
+        while let Some(vma) = space.areas().overlapping(range).next() {
+            self.remove_area(space, vma);
+        }
+        let all = VirtRange::new(VirtAddr::zero(), VirtAddr::new(USER_END)).unwrap_or(range);
+        self.remove_tables(space, range, space.areas().hole_around(range, all), &mut gather);
+        gather.finish();
+        Ok(())
+    }
+
+    /// Cuts areas so that none reaches over an end of `range`.
+    ///
+    /// # Errors
+    /// As [`Memory::munmap`]; a first cut is undone when the second fails.
+    pub(crate) fn isolate_range(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
+        let cuts = [range.start(), range.end()];
+        let needs_cut = |at: VirtAddr| space.areas().containing(at).filter(|vma| vma.start() < at);
+        let inside = |at: &VirtAddr| needs_cut(*at).is_some();
+        let nr_cuts = u32::from(inside(&cuts[0])) + u32::from(inside(&cuts[1]));
+        if !space.has_room_for_areas(nr_cuts) {
+            return Err(MapError::NoSpace);
+        }
+        let lower = self.cut_at(space, cuts[0])?;
+        if let Err(error) = self.cut_at(space, cuts[1]) {
+            if let Some(upper) = lower {
+                self.merge_area(space, upper);
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Cuts the area around `at`, if there is one, and the huge mapping that the cut goes through; returns the area
+    /// that begins at the cut.
+    fn cut_at(&self, space: &AddressSpace, at: VirtAddr) -> Result<Option<Handle<Vma>>, AllocError> {
+        let Some(vma) = space.areas().containing(at).filter(|vma| vma.start() < at) else {
+            return Ok(None);
+        };
+        let upper = self.split_area(space, vma, at)?;
+        if !at.is_aligned(crate::addr::PMD_SIZE) {
+            if let Some(slot) = self.pmd_slot(space, at) {
+                self.split_pmd_slot(space, slot);
+            }
+        }
+        Ok(Some(upper))
+    }
+
+    /// Moves the end of the heap to `end` and returns where it is now: `end`, or the old one if that cannot be
+    /// (below its start, out of memory, something in the way). Linux `brk`.
+    pub fn brk(&self, space: &AddressSpace, end: VirtAddr) -> VirtAddr {
+        let _mmap = space.lock().write(self.platform());
+        let (start, old) = space.brk_bounds();
+        let (new_page, old_page) = (
+            end.as_u64().checked_next_multiple_of(PAGE_BYTES),
+            old.align_up(PAGE_BYTES),
+        );
+        let Some(new_page) = new_page.filter(|&page| end >= start && page <= USER_END) else {
+            return old;
+        };
+        let new_page = VirtAddr::new(new_page);
+        let moved = if new_page > old_page {
+            VirtRange::new(old_page, new_page).is_some_and(|range| self.grow_heap(space, range).is_ok())
+        } else {
+            VirtRange::new(new_page, old_page).is_some_and(|range| self.unmap_locked(space, range).is_ok())
+        };
+        if !moved && new_page != old_page {
+            return old;
+        }
+        space.set_brk_end(end);
+        end
+    }
+
+    fn grow_heap(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
+        if space.areas().overlapping(range).next().is_some() || !space.has_room_for_areas(1) {
+            return Err(MapError::NoSpace);
+        }
+        let flags = VmaFlags::from_prot(Prot::READ | Prot::WRITE) | VmaFlags::PRIVATE_ANON;
+        let vma = self.insert_area(space, Vma::new(range, flags, None))?;
+        self.merge_area(space, vma);
+        Ok(())
+    }
+
+    /// Applies `advice` to all areas in `range`.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`]: part of the range is a hole; the rest was advised (as Linux does). Others as
+    /// [`Memory::munmap`].
+    pub fn madvise(&self, space: &AddressSpace, range: VirtRange, advice: Advice) -> Result<(), MapError> {
+        match advice {
+            Advice::Normal => self.check_mapped(space, range),
+            Advice::DontNeed => self.dont_need(space, range),
+            Advice::HugePage => self.change_flags(space, range, VmaFlags::HUGEPAGE, VmaFlags::NOHUGEPAGE),
+            Advice::NoHugePage => self.change_flags(space, range, VmaFlags::NOHUGEPAGE, VmaFlags::HUGEPAGE),
+        }
+    }
+
+    fn check_mapped(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
+        let _mmap = space.lock().read(self.platform());
+        covered(space, range)
+    }
+
+    fn dont_need(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
+        let _mmap = space.lock().read(self.platform());
+        let mut gather = Gather::new(self, space);
+        for vma in space.areas().overlapping(range) {
+            if let Some(part) = vma.range().intersect(range) {
+                self.zap_range(space, part, &mut gather);
+            }
+        }
+        gather.finish();
+        covered(space, range)
+    }
+
+    fn change_flags(
+        &self,
+        space: &AddressSpace,
+        range: VirtRange,
+        set: VmaFlags,
+        clear: VmaFlags,
+    ) -> Result<(), MapError> {
+        let _mmap = space.lock().write(self.platform());
+        self.isolate_range(space, range)?;
+        for vma in space.areas().overlapping(range) {
+            vma.set_flags((vma.flags() | set) & !clear);
+        }
+        self.merge_range(space, range);
+        covered(space, range)
+    }
+
+    /// Joins areas that have become alike, in and around `range`.
+    pub(crate) fn merge_range(&self, space: &AddressSpace, range: VirtRange) {
+        let mut from = range.start();
+        while let Some(vma) = space.areas().find(from).filter(|vma| vma.start() <= range.end()) {
+            let merged = self.merge_area(space, vma);
+            from = merged.end();
+        }
+    }
+}
+
+/// Whether areas cover all of `range`.
+pub(crate) fn covered(space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
+    let reached = space
+        .areas()
+        .overlapping(range)
+        .try_fold(range.start(), |reached, vma| {
+            (vma.start() <= reached).then(|| vma.end())
+        });
+    if reached.is_some_and(|reached| reached >= range.end()) {
+        Ok(())
+    } else {
+        Err(MapError::NotMapped)
+    }
+}

@@ -1,0 +1,270 @@
+//! F3: all memory of one machine: page array, nodes, zones, per-CPU data, object caches.
+//!
+//! ```text
+//!   Memory<P> ── platform: P
+//!      ├── pages: PageArray ─────────┐
+//!      ├── per-CPU: counters, magazine ──┤ in metadata frames that the platform sets aside at boot
+//!      ├── nodes[]: zones, LRU lists, deferred split queue
+//!      └── caches: the slabs of each object type
+//! ```
+//! There is no global: tests run many machines side by side. Operations are methods of `Memory<P>`, spread over the
+//! modules of the floors above.
+
+use core::ptr::NonNull;
+
+use crate::{
+    addr::{Pfn, PfnRange},
+    buddy::{Magazine, Zone, ZoneKind},
+    counter::{Counter, CpuCounters},
+    flags::PageFlags,
+    folio::{DeferredQueue, LruLists},
+    page::{PageArray, PageState, compound::BadPage},
+    platform::Platform,
+    slab::Caches,
+    sync::{AtomicU64, SpinLock},
+};
+
+/// Nodes that a machine may have. Zones belong to nodes; so far every machine is one node.
+pub const MAX_NODES: usize = 1;
+
+/// What is near each other: some zones, and the queues of the pages in them.
+pub struct Node {
+    zones: [Zone; ZoneKind::ALL.len()],
+    lru: SpinLock<LruLists>,
+    deferred: SpinLock<DeferredQueue>,
+}
+
+impl Node {
+    /// Its zones, lowest first.
+    #[must_use]
+    pub fn zones(&self) -> &[Zone] {
+        &self.zones
+    }
+
+    pub(crate) fn lru(&self) -> &SpinLock<LruLists> {
+        &self.lru
+    }
+
+    pub(crate) fn deferred(&self) -> &SpinLock<DeferredQueue> {
+        &self.deferred
+    }
+}
+
+/// One CPU's own data. All-zero bytes are a valid value. On cache lines of its own.
+#[repr(C, align(128))]
+pub struct PerCpu {
+    counters: CpuCounters,
+    magazine: SpinLock<Magazine>,
+}
+
+impl PerCpu {
+    pub(crate) fn counters(&self) -> &CpuCounters {
+        &self.counters
+    }
+
+    pub(crate) fn magazine(&self) -> &SpinLock<Magazine> {
+        &self.magazine
+    }
+}
+
+/// All memory of one machine.
+pub struct Memory<P: Platform> {
+    platform: P,
+    pages: PageArray,
+    per_cpu: NonNull<PerCpu>,
+    nodes: [Node; MAX_NODES],
+    caches: Caches,
+    bad_pages: AtomicU64,
+    /// Allocations until one fails; 0: none will. See [`Memory::inject_alloc_failure`].
+    #[cfg(feature = "fault-injection")]
+    fail_in: AtomicU64,
+}
+
+// SAFETY: `per_cpu` points to metadata that belongs to this value alone; everything in it is an atomic or a spin lock.
+unsafe impl<P: Platform + Send> Send for Memory<P> {}
+// SAFETY: as above.
+unsafe impl<P: Platform + Sync> Sync for Memory<P> {}
+
+impl<P: Platform> Memory<P> {
+    /// Bytes that page records and per-CPU data take for `frames` frames and `nr_cpus` CPUs.
+    #[must_use]
+    pub const fn metadata_size(frames: u32, nr_cpus: u32) -> usize {
+        Self::per_cpu_offset(frames) + nr_cpus as usize * size_of::<PerCpu>()
+    }
+
+    const fn per_cpu_offset(frames: u32) -> usize {
+        PageArray::size(frames).next_multiple_of(align_of::<PerCpu>())
+    }
+
+    /// Starts managing the memory of `platform`. Every frame begins as a hole; see [`Memory::add_memory`].
+    ///
+    /// # Safety
+    /// `metadata` must be the first of enough frames of the platform's window for [`Memory::metadata_size`] bytes;
+    /// they must be zeroed and belong to nobody else, ever.
+    #[must_use]
+    pub unsafe fn new(platform: P, metadata: Pfn) -> Self {
+        let frames = platform.frames();
+        let start = NonNull::new(platform.frame_ptr(metadata))
+            .unwrap_or_else(|| unreachable!("the window does not start at null"));
+        // SAFETY: the caller vouches for the memory; a frame is aligned to more than 64 bytes.
+        let pages = unsafe { PageArray::new(start, frames) };
+        // SAFETY: the per-CPU data lie behind the records, inside the same metadata.
+        let per_cpu = unsafe { start.add(Self::per_cpu_offset(frames)) }.cast();
+        for pfn in 0..frames {
+            pages
+                .page(Pfn::new(pfn))
+                .set_private_state(PageState::of(PageFlags::NOPAGE));
+        }
+        let node = Node {
+            zones: ZoneKind::ALL.map(|kind| Zone::new(kind, frames)),
+            lru: SpinLock::new(LruLists::new()),
+            deferred: SpinLock::new(DeferredQueue::new()),
+        };
+        Self {
+            platform,
+            pages,
+            per_cpu,
+            nodes: [node],
+            caches: Caches::new(),
+            bad_pages: AtomicU64::new(0),
+            #[cfg(feature = "fault-injection")]
+            fail_in: AtomicU64::new(0),
+        }
+    }
+
+    /// Says that there is memory at `range`. It is reserved until [released](Memory::release) to the allocator.
+    ///
+    /// # Panics
+    /// If part of the range is past the array or was added before.
+    pub fn add_memory(&self, range: PfnRange) {
+        for pfn in range.iter() {
+            let page = self.pages.page(pfn);
+            assert!(
+                page.state() == PageState::of(PageFlags::NOPAGE),
+                "{page:?}: added twice"
+            );
+            page.set_private_state(PageState::of(PageFlags::RESERVED));
+        }
+    }
+
+    /// The machine.
+    pub fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// The page records.
+    pub fn pages(&self) -> &PageArray {
+        &self.pages
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node that a frame belongs to.
+    pub(crate) fn node_of(&self, pfn: Pfn) -> &Node {
+        let _ = pfn;
+        &self.nodes[0]
+    }
+
+    /// All zones of all nodes.
+    pub fn zones(&self) -> impl Iterator<Item = &Zone> {
+        self.nodes.iter().flat_map(|node| node.zones.iter())
+    }
+
+    /// Zones in the order in which an allocation tries them: the scarce low ones last.
+    pub(crate) fn zones_by_preference(&self) -> impl Iterator<Item = &Zone> {
+        self.nodes.iter().flat_map(|node| node.zones.iter().rev())
+    }
+
+    /// The zone of a frame.
+    pub(crate) fn zone_of(&self, pfn: Pfn) -> &Zone {
+        let zones = &self.node_of(pfn).zones;
+        zones
+            .iter()
+            .find(|zone| zone.range().contains(pfn))
+            .unwrap_or(&zones[0])
+    }
+
+    pub(crate) fn set_watermarks(&self) {
+        let all = self.nr_managed_pages();
+        for zone in self.zones() {
+            zone.watermarks().set(zone.nr_managed(), all);
+        }
+    }
+
+    /// All CPUs' data.
+    pub(crate) fn per_cpu_all(&self) -> &[PerCpu] {
+        // SAFETY: `new` placed one zeroed, and so valid, value per CPU here; all of it is atomics and locks.
+        unsafe { core::slice::from_raw_parts(self.per_cpu.as_ptr(), self.platform.nr_cpus() as usize) }
+    }
+
+    /// The running CPU's data.
+    pub(crate) fn this_cpu(&self, guard: &P::PreemptGuard) -> &PerCpu {
+        &self.per_cpu_all()[self.platform.cpu(guard).index()]
+    }
+
+    /// Adds to a counter.
+    pub(crate) fn add(&self, counter: Counter, delta: i64) {
+        let preempt = self.platform.preempt_off();
+        self.this_cpu(&preempt).counters().add(counter, delta);
+    }
+
+    /// Returns a number of `/proc/vmstat`. Exact when nobody is running, never negative.
+    #[must_use]
+    pub fn count(&self, counter: Counter) -> u64 {
+        let sum = self
+            .per_cpu_all()
+            .iter()
+            .fold(0u64, |sum, cpu| sum.wrapping_add(cpu.counters().get(counter)));
+        // While others run, a sum may miss the positive half of a pair.
+        if sum > u64::MAX / 2 { 0 } else { sum }
+    }
+
+    pub(crate) fn caches(&self) -> &Caches {
+        &self.caches
+    }
+
+    /// Fills a frame that the caller owns with zeroes.
+    pub(crate) fn clear_frame(&self, pfn: Pfn) {
+        // SAFETY: the frame is the caller's own and lies in the window.
+        unsafe { self.platform.clear_page(self.platform.frame_ptr(pfn)) }
+    }
+
+    /// Pages whose record was found corrupt. Anything but 0 is a defect of ours.
+    #[must_use]
+    pub fn nr_bad_pages(&self) -> u64 {
+        self.bad_pages.load_relaxed()
+    }
+
+    pub(crate) fn note_bad_page(&self, pfn: Pfn, reason: BadPage) {
+        self.bad_pages.fetch_add_relaxed(1);
+        if cfg!(all(debug_assertions, not(feature = "bad-page-test"))) {
+            panic!("bad page {:?}: {reason:?}", self.pages.page(pfn));
+        }
+    }
+
+    /// Makes the `nth` allocation from now fail, once (1: the very next). `None` cancels. Counted are blocks of frames
+    /// and slab objects.
+    #[cfg(feature = "fault-injection")]
+    pub fn inject_alloc_failure(&self, nth: Option<u64>) {
+        self.fail_in.store_relaxed(nth.unwrap_or(0));
+    }
+
+    /// Whether an injected failure is still to come.
+    #[cfg(feature = "fault-injection")]
+    #[must_use]
+    pub fn alloc_failure_pending(&self) -> bool {
+        self.fail_in.load_relaxed() > 0
+    }
+
+    /// Whether this allocation is the one that was chosen to fail.
+    pub(crate) fn allocation_must_fail(&self) -> bool {
+        #[cfg(feature = "fault-injection")]
+        if self.fail_in.load_relaxed() > 0 {
+            return self.fail_in.try_update_acqrel(|left| left.checked_sub(1)) == Ok(1);
+        }
+        false
+    }
+}

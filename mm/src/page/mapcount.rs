@@ -1,0 +1,363 @@
+//! How often each page is mapped.
+//!
+//! One compound page may be mapped by PMD entries in some page tables and by PTEs in others. A PMD map or unmap should
+//! touch one counter, a PTE map or unmap only that subpage's; reading needs both:
+//!
+//! ```text
+//!   C     = PMD mappings of the compound page                    (first tail, low half of `index`)
+//!   P     = PTE mappings of all subpages                         (first tail, high half of `index`)
+//!   m[i]  = PTE mappings of subpage i, plus 1 if DOUBLE_MAP      (column `maps`; Linux's raw counter + 1)
+//!   mapcount(i) = m[i] + C - (DOUBLE_MAP ? 1 : 0)     total = C + P
+//!
+//!   C>0        --split_pmd, others left-->  C>0 DM   --last PMD gone-->  C=0        --last PTE gone-->  unmapped
+//!   pure PMD                                mixed                        pure PTE
+//! ```
+//! DOUBLE_MAP solves the one hard question, "did this PTE unmap leave the subpage unmapped?", without looking at C:
+//! while it is set every m\[i\] holds one for all PMD mappings together, so m\[i\] reaches 0 only at the true end.
+//!
+//! Locking: all of it changes only under the folio's mapcount lock, one bit in the head's state word, taken once per
+//! batch (up to 512 subpages). Under it the counters are plain loads and stores. An order-0 page has one atomic and no
+//! lock. Reports read without the lock and may be stale.
+//!
+//! The rules form a backend behind [`Backend`], because there are other schemes (Linux 6.2 counts differently) that
+//! the same tests must be able to judge. [`DoubleMap`] is Linux's of v4.5 to v6.1 (53f9263baba6), made exact: P lets a
+//! map operation see that both kinds are about to coexist and enter DOUBLE_MAP then, where Linux counts such pages
+//! twice in `AnonPages` (decision 0003).
+
+use super::Page;
+use crate::{addr::HPAGE_PAGES, flags::PageFlags, order::PMD_ORDER, platform::Platform};
+
+/// A snapshot of a folio's mappings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MapCounts {
+    /// PMD mappings.
+    pub entire: u32,
+    /// All page-table entries, PMD and PTE, that map any part.
+    pub total: u32,
+}
+
+/// What an unmap left behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unmapped {
+    /// Base pages that no entry maps any more, of those that the call unmapped.
+    pub pages: u32,
+    /// The last PMD mapping went away.
+    pub last_pmd: bool,
+    /// Some subpage is unmapped while another is still mapped, and this call did it: a case for the deferred queue.
+    pub partially: bool,
+}
+
+/// A mapcount scheme for large folios. Every method needs the mapcount lock, proved by [`Locked`].
+pub trait Backend {
+    /// A new folio gets its first mapping, a PMD.
+    fn map_new_pmd(folio: &Locked<'_>);
+    /// `nr` subpages from `first` each get one PTE mapping more; returns how many of them had none at all.
+    fn map_ptes(folio: &Locked<'_>, first: u32, nr: u32) -> u32;
+    /// One PMD mapping more; returns how many base pages had no mapping before.
+    fn map_pmd(folio: &Locked<'_>) -> u32;
+    /// `nr` subpages from `first` each lose one PTE mapping.
+    fn unmap_ptes(folio: &Locked<'_>, first: u32, nr: u32) -> Unmapped;
+    /// One PMD mapping less.
+    fn unmap_pmd(folio: &Locked<'_>) -> Unmapped;
+    /// One PMD mapping becomes a PTE mapping of every subpage; returns whether it was the last PMD mapping.
+    fn split_pmd(folio: &Locked<'_>) -> bool;
+}
+
+/// The scheme in use.
+pub type Mapcount = DoubleMap;
+
+/// The lock on a large folio's mapcounts, held.
+#[must_use]
+pub struct Locked<'a> {
+    head: Page<'a>,
+}
+
+/// [`Locked`], with preemption held off for as long as it lives.
+#[must_use]
+pub struct MapcountGuard<'a, P: Platform> {
+    // Dropped, and so unlocked, before preemption is allowed again.
+    locked: Locked<'a>,
+    _preempt: P::PreemptGuard,
+}
+
+impl<'a, P: Platform> core::ops::Deref for MapcountGuard<'a, P> {
+    type Target = Locked<'a>;
+
+    fn deref(&self) -> &Locked<'a> {
+        &self.locked
+    }
+}
+
+impl<'a> Page<'a> {
+    /// Takes the mapcount lock of the large folio that starts here.
+    pub(crate) fn lock_mapcount<P: Platform>(self, platform: &P) -> MapcountGuard<'a, P> {
+        crate::vm_assert!(self.compound_order() == PMD_ORDER, "{self:?}: not a large folio");
+        let preempt = platform.preempt_off();
+        self.lock_bit(PageFlags::MAPCOUNT_LOCK);
+        MapcountGuard {
+            locked: Locked { head: self },
+            _preempt: preempt,
+        }
+    }
+
+    /// Adds a mapping to an order-0 page; returns whether it is the first.
+    pub(crate) fn map_small(self) -> bool {
+        self.maps_word().fetch_add_relaxed(1) == 0
+    }
+
+    /// Removes a mapping from an order-0 page; returns whether it was the last.
+    pub(crate) fn unmap_small(self) -> bool {
+        let before = self.maps_word().fetch_sub_acqrel(1);
+        crate::vm_assert!(before > 0, "{self:?}: unmapped more often than mapped");
+        before == 1
+    }
+
+    /// Page-table entries that map this page, itself or as part of its compound page. Accepts any page in any state
+    /// and takes nothing; without a reference the answer may be stale.
+    ///
+    /// Origin: Linux `page_mapcount` (53f9263baba6); valid on tails from the start.
+    #[must_use]
+    pub fn mapcount(self) -> u32 {
+        let own = self.maps_word().load_relaxed();
+        let head = self.head();
+        if head.compound_order() < crate::order::Order::MIN_WITH_QUEUE {
+            return own;
+        }
+        let both = own.wrapping_add(head.map_counts().entire);
+        // A stale mix of words could read as -1; a count is never negative.
+        both.saturating_sub(u32::from(head.is_double_mapped()))
+    }
+
+    /// This record's own counter in Linux's form: -1 for none.
+    #[must_use]
+    pub fn raw_mapcount(self) -> i32 {
+        self.maps_word().load_relaxed().wrapping_sub(1).cast_signed()
+    }
+
+    /// Counts of the folio that this page is part of. See [`Page::mapcount`] for what that is worth without locks.
+    #[must_use]
+    pub fn map_counts(self) -> MapCounts {
+        let head = self.head();
+        if head.compound_order() < crate::order::Order::MIN_WITH_QUEUE {
+            return MapCounts {
+                entire: 0,
+                total: head.maps_word().load_relaxed(),
+            };
+        }
+        let (entire, ptes) = unpack(head.counter_word().load_relaxed());
+        MapCounts {
+            entire,
+            total: entire.wrapping_add(ptes),
+        }
+    }
+
+    /// Whether any entry maps any part of the folio that this page is part of.
+    #[must_use]
+    pub fn is_mapped(self) -> bool {
+        self.map_counts().total != 0
+    }
+
+    /// Whether the folio that starts here has PMD and PTE mappings at once. Asked of a tail: no.
+    #[must_use]
+    pub fn is_double_mapped(self) -> bool {
+        let large = self.compound_order() >= crate::order::Order::MIN_WITH_QUEUE;
+        large
+            && self
+                .array
+                .get(self.pfn.offset(1))
+                .is_some_and(|tail| tail.has(PageFlags::DOUBLE_MAP))
+    }
+
+    /// Where the folio that starts here keeps C and P.
+    fn counter_word(self) -> &'a crate::sync::AtomicU64 {
+        &self.array.index()[self.pfn.index() + 1]
+    }
+}
+
+/// Splits the counter word into C and P.
+#[expect(clippy::cast_possible_truncation, reason = "the two halves of the word")]
+const fn unpack(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
+}
+
+const fn pack(entire: u32, ptes: u32) -> u64 {
+    entire as u64 | (ptes as u64) << 32
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.head.unlock_bit(PageFlags::MAPCOUNT_LOCK);
+    }
+}
+
+impl<'a> Locked<'a> {
+    fn read(&self) -> (u32, u32) {
+        unpack(self.head.counter_word().load_relaxed())
+    }
+
+    fn write(&self, entire: u32, ptes: u32) {
+        self.head.counter_word().store_relaxed(pack(entire, ptes));
+    }
+
+    /// The counts, exact while the lock is held.
+    #[must_use]
+    pub fn counts(&self) -> MapCounts {
+        let (entire, ptes) = self.read();
+        MapCounts {
+            entire,
+            total: entire + ptes,
+        }
+    }
+
+    fn is_double(&self) -> bool {
+        self.head.offset(1).has(PageFlags::DOUBLE_MAP)
+    }
+
+    /// The counters of `nr` subpages from `first`.
+    fn subpages(&self, first: u32, nr: u32) -> &'a [crate::sync::AtomicU32] {
+        crate::vm_assert!(first + nr <= HPAGE_PAGES);
+        let start = self.head.pfn().index() + first as usize;
+        &self.head.array().maps()[start..start + nr as usize]
+    }
+
+    /// Adds one to each counter; returns how many were 0. Plain stores: the lock makes us the only writer.
+    fn increment(&self, first: u32, nr: u32) -> u32 {
+        let mut fresh = 0;
+        for count in self.subpages(first, nr) {
+            let before = count.load_relaxed();
+            fresh += u32::from(before == 0);
+            count.store_relaxed(before + 1);
+        }
+        fresh
+    }
+
+    /// Takes one from each counter; returns how many are 0 now.
+    fn decrement(&self, first: u32, nr: u32) -> u32 {
+        let mut gone = 0;
+        for count in self.subpages(first, nr) {
+            let before = count.load_relaxed();
+            crate::vm_assert!(
+                before > 0,
+                "{:?}: subpage unmapped more often than mapped",
+                self.head
+            );
+            gone += u32::from(before == 1);
+            count.store_relaxed(before.wrapping_sub(1));
+        }
+        gone
+    }
+
+    /// Marks each tail as mapped by one process only. Tails' flags are written under this lock alone, so plain stores
+    /// do.
+    pub(crate) fn mark_tails_exclusive(&self) {
+        let first = self.head.pfn().index() + 1;
+        for word in &self.head.array().state()[first..first + HPAGE_PAGES as usize - 1] {
+            word.store_relaxed(word.load_relaxed() | u64::from(PageFlags::EXCLUSIVE.bits()));
+        }
+    }
+
+    /// Lets every subpage's counter hold one for all PMD mappings; returns how many subpages had none.
+    fn enter_double(&self) -> u32 {
+        self.head.offset(1).set_flags(PageFlags::DOUBLE_MAP);
+        self.increment(0, HPAGE_PAGES)
+    }
+
+    /// Undoes [`Self::enter_double`]; returns how many subpages are left without a mapping.
+    fn leave_double(&self) -> u32 {
+        self.head.offset(1).clear_flags(PageFlags::DOUBLE_MAP);
+        self.decrement(0, HPAGE_PAGES)
+    }
+}
+
+/// Linux's scheme of v4.5 to v6.1, made exact. See the module's head.
+pub struct DoubleMap;
+
+impl Backend for DoubleMap {
+    fn map_new_pmd(folio: &Locked<'_>) {
+        crate::vm_assert!(folio.counts() == MapCounts::default());
+        folio.write(1, 0);
+    }
+
+    fn map_ptes(folio: &Locked<'_>, first: u32, nr: u32) -> u32 {
+        let (entire, ptes) = folio.read();
+        if entire > 0 && !folio.is_double() {
+            folio.enter_double();
+        }
+        folio.write(entire, ptes + nr);
+        folio.increment(first, nr)
+    }
+
+    fn map_pmd(folio: &Locked<'_>) -> u32 {
+        let (entire, ptes) = folio.read();
+        folio.write(entire + 1, ptes);
+        match (entire, ptes) {
+            (0, 0) => HPAGE_PAGES,
+            (0, _) => folio.enter_double(),
+            _ => 0,
+        }
+    }
+
+    fn unmap_ptes(folio: &Locked<'_>, first: u32, nr: u32) -> Unmapped {
+        let (entire, ptes) = folio.read();
+        crate::vm_assert!(ptes >= nr);
+        folio.write(entire, ptes - nr);
+        let pages = folio.decrement(first, nr);
+        Unmapped {
+            pages,
+            last_pmd: false,
+            partially: pages > 0 && entire + ptes > nr,
+        }
+    }
+
+    fn unmap_pmd(folio: &Locked<'_>) -> Unmapped {
+        let (entire, ptes) = folio.read();
+        crate::vm_assert!(entire > 0);
+        folio.write(entire - 1, ptes);
+        if entire > 1 {
+            return Unmapped {
+                pages: 0,
+                last_pmd: false,
+                partially: false,
+            };
+        }
+        let pages = if folio.is_double() {
+            folio.leave_double()
+        } else {
+            HPAGE_PAGES
+        };
+        Unmapped {
+            pages,
+            last_pmd: true,
+            partially: pages > 0 && ptes > 0,
+        }
+    }
+
+    fn split_pmd(folio: &Locked<'_>) -> bool {
+        let (entire, ptes) = folio.read();
+        crate::vm_assert!(entire > 0);
+        folio.write(entire - 1, ptes + HPAGE_PAGES);
+        let double = folio.is_double();
+        match (entire > 1, double) {
+            // Others remain: the bias for them and this table's own count.
+            (true, false) => {
+                folio.enter_double();
+                folio.increment(0, HPAGE_PAGES);
+                false
+            }
+            (true, true) => {
+                folio.increment(0, HPAGE_PAGES);
+                false
+            }
+            // The last one, sole owner: every subpage gets this table's count.
+            (false, false) => {
+                folio.increment(0, HPAGE_PAGES);
+                true
+            }
+            // The last one of several: the bias becomes this table's count, one for one.
+            (false, true) => {
+                folio.head.offset(1).clear_flags(PageFlags::DOUBLE_MAP);
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The reference count of a page. One API, so that each change can be traced (Linux 0139aa7b7fa1).
+//!
+//! A tail's count is 0 for as long as it is a tail (I1): taking a reference to a tail means taking one to its head.
+//! A count of 0 on a head or order-0 page means that it is free, being freed, or frozen by somebody who is rewriting
+//! it; then nobody else gets in.
+
+use super::Page;
+
+impl Page<'_> {
+    /// Takes `n` references to an order-0 or head page that the caller already has a reason to keep.
+    pub(crate) fn ref_add(self, n: u32) {
+        let before = self.refs_word().fetch_add_relaxed(n);
+        crate::vm_assert!(before > 0, "{self:?}: reference taken to a page that has none");
+    }
+
+    /// Gives `n` references back; returns true for the one caller who gave the last: the page is then its own to free.
+    #[must_use]
+    pub(crate) fn ref_sub_and_test(self, n: u32) -> bool {
+        let before = self.refs_word().fetch_sub_acqrel(n);
+        crate::vm_assert!(before >= n, "{self:?}: {n} references given back of {before}");
+        before == n
+    }
+
+    /// Takes a reference unless there is none to share: the page is free, frozen, or a tail.
+    #[must_use]
+    pub(crate) fn ref_get_unless_zero(self) -> bool {
+        self.refs_word()
+            .try_update_acqrel(|count| (count > 0).then(|| count + 1))
+            .is_ok()
+    }
+
+    /// Gives a page its first reference: from here on others may find it.
+    pub(crate) fn ref_init(self) {
+        crate::vm_assert!(self.refs_hint() == 0, "{self:?}: new page has references");
+        self.refs_word().store_release(1);
+    }
+
+    /// The count of this very record. A hint: it may change at once. 0 on tails.
+    #[must_use]
+    pub fn refs_hint(self) -> u32 {
+        self.refs_word().load_relaxed()
+    }
+}

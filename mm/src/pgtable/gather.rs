@@ -1,0 +1,126 @@
+//! Removed mappings on their way out: flush first, free afterwards.
+//!
+//! ```text
+//!   remove entry ─> gather.page(folio, n refs, where) … ─> finish(): one TLB flush for all, then the references
+//!                   gather.table(pfn)                                 and the tables are given back
+//! ```
+//! A full gather flushes and frees what it has and goes on, so it needs no memory of its own.
+
+use crate::{
+    addr::{PMD_SIZE, Pfn, VirtRange},
+    address_space::AddressSpace,
+    memory::Memory,
+    page::Page,
+    platform::{Platform, Stride},
+};
+
+const SLOTS: usize = 64;
+
+#[derive(Clone, Copy)]
+enum Held {
+    /// `refs` references to the folio at `head`.
+    Folio { head: Pfn, refs: u32 },
+    /// A page table.
+    Table(Pfn),
+}
+
+/// Frames that must outlive the TLB flush.
+#[must_use = "what was gathered is freed by finish"]
+pub struct Gather<'m, P: Platform> {
+    mem: &'m Memory<P>,
+    space: &'m AddressSpace,
+    held: [Held; SLOTS],
+    used: usize,
+    range: Option<VirtRange>,
+    stride: Stride,
+}
+
+impl<'m, P: Platform> Gather<'m, P> {
+    /// Begins to gather what is removed from `space`.
+    pub fn new(mem: &'m Memory<P>, space: &'m AddressSpace) -> Self {
+        let held = [Held::Table(Pfn::new(0)); SLOTS];
+        Self {
+            mem,
+            space,
+            held,
+            used: 0,
+            range: None,
+            stride: Stride::Pmd,
+        }
+    }
+
+    /// Notes that the translations of `range` were changed or removed. A range shorter than a PMD means base pages.
+    pub fn stale(&mut self, range: VirtRange) {
+        if range.bytes() < PMD_SIZE {
+            self.stride = Stride::Page;
+        }
+        let all = self.range.map_or(Some(range), |old| {
+            VirtRange::new(old.start().min(range.start()), old.end().max(range.end()))
+        });
+        self.range = all;
+    }
+
+    /// Takes over `refs` references to the folio at `head` that entries of `range` held.
+    pub(crate) fn page(&mut self, head: Page<'_>, refs: u32, range: VirtRange) {
+        self.stale(range);
+        if let Some(Held::Folio {
+            head: last,
+            refs: more,
+        }) = self.held[..self.used].last_mut()
+        {
+            if *last == head.pfn() {
+                *more += refs;
+                return;
+            }
+        }
+        self.push(Held::Folio {
+            head: head.pfn(),
+            refs,
+        });
+    }
+
+    /// Takes over a table that is no longer linked.
+    pub(crate) fn table(&mut self, table: Pfn, range: VirtRange) {
+        self.stale(range);
+        self.push(Held::Table(table));
+    }
+
+    /// Flushes, then gives everything back.
+    pub fn finish(mut self) {
+        self.flush();
+    }
+
+    fn push(&mut self, held: Held) {
+        if self.used == SLOTS {
+            // The entry of what is pushed now was removed, and its range noted, before this flush: it is covered too.
+            self.flush();
+        }
+        self.held[self.used] = held;
+        self.used += 1;
+    }
+
+    fn flush(&mut self) {
+        if let Some(range) = self.range.take() {
+            self.mem
+                .platform()
+                .flush_tlb(self.space.cpus(), range, self.stride);
+        }
+        for held in &self.held[..self.used] {
+            match *held {
+                Held::Folio { head, refs } => self.mem.put_refs(self.mem.pages().page(head), refs),
+                Held::Table(table) => self.mem.free_table(table),
+            }
+        }
+        self.used = 0;
+        self.stride = Stride::Pmd;
+    }
+}
+
+impl<P: Platform> Drop for Gather<'_, P> {
+    fn drop(&mut self) {
+        crate::vm_assert!(
+            self.used == 0 && self.range.is_none(),
+            "a gather was dropped without finish"
+        );
+    }
+}

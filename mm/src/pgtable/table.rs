@@ -1,0 +1,152 @@
+//! One table page: its entries decoded, the lock in its record, and the tables that are set aside in it.
+
+use super::{PmdEntry, PteEntry, RawPmd, RawPte};
+use crate::{
+    addr::{ENTRIES, Pfn},
+    counter::Counter,
+    error::AllocError,
+    flags::{AllocFlags, PageFlags},
+    memory::Memory,
+    order::Order,
+    page::{Page, PageState},
+    platform::Platform,
+    table::Table,
+};
+
+impl Table {
+    /// Reads and decodes a PTE.
+    #[must_use]
+    pub fn pte(&self, index: usize) -> PteEntry {
+        RawPte(self.load(index)).decode()
+    }
+
+    /// Reads and decodes a PMD entry, once.
+    #[must_use]
+    pub fn pmd(&self, index: usize) -> PmdEntry {
+        RawPmd(self.load(index)).decode()
+    }
+
+    /// Publishes a PTE.
+    pub fn set_pte(&self, index: usize, entry: PteEntry) {
+        self.store(index, entry.encode().0);
+    }
+
+    /// Publishes a PMD entry.
+    pub fn set_pmd(&self, index: usize, entry: PmdEntry) {
+        self.store(index, entry.encode().0);
+    }
+}
+
+/// The lock of one table page, held. Gives access to the table.
+#[must_use]
+pub struct PtLock<'m, P: Platform> {
+    table: &'m Table,
+    page: Page<'m>,
+    _preempt: P::PreemptGuard,
+}
+
+impl<P: Platform> core::ops::Deref for PtLock<'_, P> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        self.table
+    }
+}
+
+impl<'m, P: Platform> PtLock<'m, P> {
+    /// The record of the table page.
+    #[must_use]
+    pub fn page(&self) -> Page<'m> {
+        self.page
+    }
+}
+
+impl<P: Platform> Drop for PtLock<'_, P> {
+    fn drop(&mut self) {
+        self.page.unlock_bit(PageFlags::PT_LOCK);
+    }
+}
+
+/// "No table" in a deposit link; frame 0 never holds a page table of ours (it is never given to the allocator as a
+/// table because links of 0 mean none).
+const NO_TABLE: u64 = 0;
+
+impl<P: Platform> Memory<P> {
+    /// Allocates an empty table.
+    pub(crate) fn alloc_table(&self) -> Result<Pfn, AllocError> {
+        let pfn = self.take_frame(AllocFlags::ZERO)?;
+        let page = self.pages().page(pfn);
+        page.set_private_state(PageState::of(PageFlags::PGTABLE));
+        page.set_index(NO_TABLE);
+        self.add(Counter::NrPageTable, 1);
+        Ok(pfn)
+    }
+
+    /// Frees a table that no entry leads to and no CPU walks any more.
+    pub(crate) fn free_table(&self, pfn: Pfn) {
+        let page = self.pages().page(pfn);
+        crate::vm_assert!(page.has(PageFlags::PGTABLE), "{page:?}: not a table");
+        crate::vm_assert!(
+            page.index() == NO_TABLE,
+            "{page:?}: tables are still deposited here"
+        );
+        page.set_private_state(PageState::CLEAR);
+        self.add(Counter::NrPageTable, -1);
+        self.free_pages(pfn, Order::ZERO);
+    }
+
+    /// The entries of a table page.
+    pub(crate) fn table(&self, pfn: Pfn) -> &Table {
+        crate::vm_assert!(
+            self.pages().page(pfn).has(PageFlags::PGTABLE),
+            "{pfn:?}: not a table"
+        );
+        // SAFETY: the record says that the frame holds a table; the caller reached it through an address space whose
+        // mmap lock it holds, so it stays one.
+        unsafe { self.platform().table(pfn) }
+    }
+
+    /// Takes the lock of a table page.
+    pub(crate) fn lock_table(&self, pfn: Pfn) -> PtLock<'_, P> {
+        let preempt = self.platform().preempt_off();
+        let page = self.pages().page(pfn);
+        page.lock_bit(PageFlags::PT_LOCK);
+        PtLock {
+            table: self.table(pfn),
+            page,
+            _preempt: preempt,
+        }
+    }
+
+    /// Sets a PTE table aside for a huge mapping in the locked PMD table. The tables of one PMD table form a stack
+    /// through their records' index words; which one belongs to which mapping does not matter.
+    pub(crate) fn deposit_table(&self, pmds: &PtLock<'_, P>, table: Pfn) {
+        self.pages().page(table).set_index(pmds.page.index());
+        pmds.page.set_index(u64::from(table.raw()));
+    }
+
+    /// Takes a table back that was set aside.
+    ///
+    /// # Panics
+    /// If none is: invariant I9 is broken.
+    pub(crate) fn withdraw_table(&self, pmds: &PtLock<'_, P>) -> Pfn {
+        let table = self.deposited(pmds.page.pfn()).next();
+        let table = table.expect("invariant I9: every huge mapping has a deposited table");
+        let page = self.pages().page(table);
+        pmds.page.set_index(page.index());
+        page.set_index(NO_TABLE);
+        table
+    }
+
+    /// The tables set aside in a PMD table.
+    pub(crate) fn deposited(&self, pmd_table: Pfn) -> impl Iterator<Item = Pfn> {
+        let follow = |table: Pfn| {
+            let link = self.pages().page(table).index();
+            u32::try_from(link)
+                .ok()
+                .filter(|_| link != NO_TABLE)
+                .map(Pfn::new)
+        };
+        core::iter::successors(follow(pmd_table), move |&table| follow(table)).take(ENTRIES)
+    }
+}

@@ -1,0 +1,120 @@
+//! F7: `mprotect`: changes the rights of areas and of the entries under them.
+//!
+//! A huge mapping that the range covers wholly keeps its PMD and changes as one; one that it covers partly has that
+//! mapping split first. A huge entry is invalidated, flushed, then written anew, never simply overwritten: in between
+//! no walker may take it for nothing (Linux f72e7dcdd252).
+//!
+//! Rights that grow are written into the entries at once where the page is exclusive to this process, so that no fault
+//! is needed to use them (Linux 64fe24a3e05e, v6.1).
+//!
+//! Locks: the mmap lock for writing, inside it one table's lock at a time. Stale translations are flushed before the
+//! call returns.
+
+use crate::{
+    addr::{PAGE_BYTES, Pfn, VirtRange},
+    address_space::AddressSpace,
+    error::MapError,
+    flags::{Prot, VmaFlags},
+    mapping::covered,
+    memory::Memory,
+    pgtable::{
+        Gather, PmdEntry, PmdSlot, PteEntry,
+        cursor::{Level, pmd_chunks},
+    },
+    platform::Platform,
+    slab::Handle,
+    vma::Vma,
+};
+
+impl<P: Platform> Memory<P> {
+    /// Gives all pages of `range` the rights `prot`.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`]: part of the range is a hole; up to there the rights are changed (as Linux does).
+    /// [`MapError::NoSpace`], [`MapError::NoMemory`]: an area could not be cut; nothing changed.
+    pub fn mprotect(&self, space: &AddressSpace, range: VirtRange, prot: Prot) -> Result<(), MapError> {
+        let _mmap = space.lock().write(self.platform());
+        let mapped = covered(space, range);
+        self.isolate_range(space, range)?;
+        let mut gather = Gather::new(self, space);
+        let mut reached = range.start();
+        for vma in space.areas().overlapping(range) {
+            if vma.start() > reached {
+                break;
+            }
+            reached = vma.end();
+            vma.set_flags((vma.flags() & !VmaFlags::ACCESS) | VmaFlags::from_prot(prot));
+            self.protect_pages(space, vma, &mut gather);
+        }
+        gather.finish();
+        self.merge_range(space, range);
+        mapped
+    }
+
+    fn protect_pages(&self, space: &AddressSpace, vma: Handle<Vma>, gather: &mut Gather<'_, P>) {
+        for chunk in pmd_chunks(vma.range()) {
+            let Some(slot) = self.pmd_slot(space, chunk.start()) else {
+                continue;
+            };
+            if chunk != slot.span {
+                self.split_pmd_slot(space, slot);
+            }
+            match self.table(slot.table).pmd(slot.index) {
+                PmdEntry::None | PmdEntry::Migration { .. } => {}
+                PmdEntry::Table(table) => self.protect_ptes(table, vma, chunk, gather),
+                PmdEntry::Huge { .. } => self.protect_huge(space, vma, slot),
+            }
+        }
+    }
+
+    fn protect_huge(&self, space: &AddressSpace, vma: Handle<Vma>, slot: PmdSlot) {
+        let pmds = self.lock_table(slot.table);
+        let PmdEntry::Huge { pfn, prot, .. } = pmds.pmd(slot.index) else {
+            return;
+        };
+        let wanted = self.rights_for(vma, pfn, prot);
+        if wanted == prot {
+            return;
+        }
+        let PmdEntry::Huge { marks, .. } = self.invalidate_pmd(space, &pmds, slot) else {
+            return;
+        };
+        pmds.set_pmd(
+            slot.index,
+            PmdEntry::Huge {
+                pfn,
+                prot: wanted,
+                marks,
+                valid: true,
+            },
+        );
+    }
+
+    fn protect_ptes(&self, table: Pfn, vma: Handle<Vma>, chunk: VirtRange, gather: &mut Gather<'_, P>) {
+        let ptes = self.lock_table(table);
+        let mut addr = chunk.start();
+        while addr < chunk.end() {
+            let index = Level::Pte.index(addr);
+            if let PteEntry::Present { pfn, prot, marks } = ptes.pte(index) {
+                let wanted = self.rights_for(vma, pfn, prot);
+                if wanted != prot {
+                    self.set_pte_keeping_marks(
+                        &ptes,
+                        index,
+                        PteEntry::Present {
+                            pfn,
+                            prot: wanted,
+                            marks,
+                        },
+                    );
+                    gather.stale(VirtRange::page(addr));
+                }
+            }
+            addr += PAGE_BYTES;
+        }
+    }
+
+    fn rights_for(&self, vma: Handle<Vma>, pfn: Pfn, now: Prot) -> Prot {
+        self.rights_after_fault(self.pages().page(pfn), vma, now)
+    }
+}

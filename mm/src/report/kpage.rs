@@ -1,0 +1,84 @@
+//! `/proc/kpageflags` and `/proc/kpagecount`: one word per frame, as Linux 6.1 computes it.
+//!
+//! Origin: Linux `stable_page_flags` as of v6.1. A tail shows its own flag word, not its head's. On the first tail bit
+//! 36 shows the DoubleMap flag (a debugging aid that Linux 4.5 had the same way).
+
+use crate::{addr::Pfn, flags::PageFlags, memory::Memory, order::Order, page::Page, platform::Platform};
+
+const MMAP: u64 = 1 << 11;
+const ANON: u64 = 1 << 12;
+const BUDDY: u64 = 1 << 10;
+const SLAB: u64 = 1 << 7;
+const NOPAGE: u64 = 1 << 20;
+const THP: u64 = 1 << 22;
+
+/// Flags that stand elsewhere in our word than where they are exported.
+const MOVED: [(PageFlags, u32); 4] = [
+    (PageFlags::RESERVED, 32),
+    (PageFlags::MLOCKED, 33),
+    (PageFlags::EXCLUSIVE, 34),
+    (PageFlags::DOUBLE_MAP, 36),
+];
+
+/// Returns the flags of a frame as `/proc/kpageflags` shows them. Any number is accepted.
+#[must_use]
+pub fn kpageflags<P: Platform>(mem: &Memory<P>, pfn: Pfn) -> u64 {
+    let Some(page) = mem.pages().get(pfn) else {
+        return NOPAGE;
+    };
+    let flags = page.state().flags();
+    if flags.contains(PageFlags::NOPAGE) {
+        return NOPAGE;
+    }
+    let mut word = u64::from((flags & PageFlags::EXPORTED).bits());
+    for (flag, bit) in MOVED {
+        word |= u64::from(flags.contains(flag)) << bit;
+    }
+    if flags.contains(PageFlags::SWAPCACHE | PageFlags::SWAPBACKED) {
+        word |= u64::from(PageFlags::SWAPCACHE.bits());
+    }
+    if word == 0 && inside_free_block(page) {
+        return BUDDY;
+    }
+    if word & SLAB == 0 && page.is_mapped() {
+        word |= MMAP;
+    }
+    if page.is_anon() {
+        word |= ANON;
+    }
+    if is_thp(page, flags) {
+        word |= THP;
+    }
+    word
+}
+
+/// Returns how many page-table entries map a frame, as `/proc/kpagecount` shows it. Any number is accepted.
+#[must_use]
+pub fn kpagecount<P: Platform>(mem: &Memory<P>, pfn: Pfn) -> u64 {
+    let Some(page) = mem.pages().get(pfn) else {
+        return 0;
+    };
+    let flags = page.state().flags();
+    if flags.intersects(PageFlags::NOPAGE | PageFlags::SLAB | PageFlags::PGTABLE | PageFlags::BUDDY) {
+        return 0;
+    }
+    u64::from(page.mapcount())
+}
+
+fn is_thp(page: Page<'_>, flags: PageFlags) -> bool {
+    if !flags.intersects(PageFlags::HEAD | PageFlags::TAIL) {
+        return false;
+    }
+    let head = page.head();
+    head.has(PageFlags::LRU) || head.is_anon()
+}
+
+/// Whether some free block starts at or below the page and reaches over it.
+fn inside_free_block(page: Page<'_>) -> bool {
+    Order::all().any(|order| {
+        let first = page.array().get(page.pfn().align_down(order));
+        first
+            .and_then(|first| first.state().buddy_order())
+            .is_some_and(|free| free >= order)
+    })
+}

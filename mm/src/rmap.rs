@@ -1,0 +1,119 @@
+//! F6: keeps mapcounts, and the totals that follow from them, equal to the page tables.
+//!
+//! Whoever sets or clears an entry calls the matching function here while holding that entry's page-table lock. These
+//! change the folio's mapcounts under its mapcount lock and, in the same breath:
+//!
+//! | counter | counts |
+//! |---|---|
+//! | `nr_anon_pages` | distinct base pages that some entry maps (I7) |
+//! | `nr_anon_transparent_hugepages` | huge pages that some PMD maps |
+//!
+//! Removal is where a huge page is found to be partly unmapped; it is put on the deferred split queue then, once, and
+//! not when one batch unmaps all of it (Linux queues it on the first PTE of a full unmap up to 6.1).
+//!
+//! Locks: page-table lock held; takes the folio's mapcount lock, inside it the deferred queue's.
+//!
+//! Origin: Linux 53f9263baba6 (v4.5), 9a982250f773 (deferred split); differs as said in [`crate::page::mapcount`].
+
+use crate::{
+    counter::Counter,
+    flags::PageFlags,
+    memory::Memory,
+    order::Order,
+    page::{
+        Page,
+        mapcount::{Backend, Mapcount, Unmapped},
+    },
+    platform::Platform,
+    slab::Handle,
+    vma::Vma,
+};
+
+/// A run of neighbouring subpages of one folio: what one batch of PTEs maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Run<'a> {
+    /// The folio.
+    pub(crate) head: Page<'a>,
+    /// First subpage.
+    pub(crate) first: u32,
+    /// Number of subpages.
+    pub(crate) nr: u32,
+}
+
+impl PartialEq for Page<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.pfn() == other.pfn()
+    }
+}
+
+impl Eq for Page<'_> {}
+
+impl<P: Platform> Memory<P> {
+    /// Makes `head` anonymous memory of `vma` at `addr`; its `mapping` and index are what rmap walks find it by. The
+    /// page is still private to the caller; `vma` has an anon_vma.
+    pub(crate) fn make_anon(&self, head: Page<'_>, vma: Handle<Vma>, addr: crate::addr::VirtAddr) {
+        let anon_vma = vma
+            .anon_vma()
+            .expect("invariant: the fault has prepared the anon_vma");
+        head.set_anon(anon_vma.to_bits(self.platform()), vma.linear_index(addr));
+    }
+
+    /// The first PMD mapping of a new huge page.
+    pub(crate) fn rmap_new_huge(&self, head: Page<'_>) {
+        let folio = head.lock_mapcount(self.platform());
+        Mapcount::map_new_pmd(&folio);
+        self.add(Counter::NrAnonThps, 1);
+        self.add(Counter::NrAnonPages, i64::from(crate::addr::HPAGE_PAGES));
+    }
+
+    /// The first PTE mapping of a new base page.
+    pub(crate) fn rmap_new_small(&self, page: Page<'_>) {
+        let first = page.map_small();
+        crate::vm_assert!(first, "{page:?}: new page is mapped already");
+        self.add(Counter::NrAnonPages, 1);
+    }
+
+    /// PTEs stopped mapping `run`. Its references are still the caller's to give back.
+    pub(crate) fn rmap_remove_ptes(&self, run: Run<'_>) {
+        if run.head.compound_order() == Order::ZERO {
+            if run.head.unmap_small() {
+                self.add(Counter::NrAnonPages, -1);
+            }
+            return;
+        }
+        let folio = run.head.lock_mapcount(self.platform());
+        let gone = Mapcount::unmap_ptes(&folio, run.first, run.nr);
+        self.account_unmapped(run.head, gone);
+    }
+
+    /// A PMD stopped mapping the huge page at `head`.
+    pub(crate) fn rmap_remove_pmd(&self, head: Page<'_>) {
+        let folio = head.lock_mapcount(self.platform());
+        let gone = Mapcount::unmap_pmd(&folio);
+        self.account_unmapped(head, gone);
+    }
+
+    /// A PMD mapping became PTEs. What belonged to one process alone as a whole does so page by page.
+    pub(crate) fn rmap_split_pmd(&self, head: Page<'_>) {
+        let folio = head.lock_mapcount(self.platform());
+        if head.has(PageFlags::EXCLUSIVE) {
+            folio.mark_tails_exclusive();
+        }
+        if Mapcount::split_pmd(&folio) {
+            self.add(Counter::NrAnonThps, -1);
+        }
+    }
+
+    /// Called under the mapcount lock.
+    fn account_unmapped(&self, head: Page<'_>, gone: Unmapped) {
+        if gone.last_pmd {
+            self.add(Counter::NrAnonThps, -1);
+        }
+        if gone.pages > 0 {
+            self.add(Counter::NrAnonPages, -i64::from(gone.pages));
+        }
+        if gone.partially {
+            self.queue_deferred_split(head);
+        }
+    }
+}

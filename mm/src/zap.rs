@@ -1,0 +1,191 @@
+//! F7: removes mappings and gives back what they held.
+//!
+//! ```text
+//!   range:      |····[==========|==========|=====]···|        2 MiB spans
+//!                     part       whole      part
+//!   PMD huge:         split_pmd, remove     split_pmd,
+//!                     then PTEs  the PMD    then PTEs
+//! ```
+//! A huge page that the range covers wholly goes by removing one entry; one that it covers partly has that one mapping
+//! split first, which cannot fail, and so zapping cannot either. PTEs are removed in runs: neighbouring entries that
+//! map neighbouring pages of one folio cost one rmap batch together.
+//!
+//! Every page outlives the TLB flush: it is held by the [`Gather`].
+//!
+//! Locks: mmap lock held (reading is enough to zap; removing tables needs writing); takes one table's lock at a time.
+//!
+//! Origin: Linux `zap_pmd_range`, `zap_huge_pmd`; A10 in `docs/design.md`.
+
+use crate::{
+    addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtAddr, VirtRange},
+    address_space::{AddressSpace, MmRef},
+    flags::PageFlags,
+    memory::Memory,
+    pgtable::{
+        Gather, PmdEntry, PmdSlot, PteEntry, RawPmd, RawPte,
+        cursor::{Level, pmd_chunks},
+    },
+    platform::Platform,
+    rmap::Run,
+};
+
+impl<P: Platform> Memory<P> {
+    /// Unmaps all pages of `range`. The mmap lock is held; areas and tables stay.
+    pub(crate) fn zap_range(&self, space: &AddressSpace, range: VirtRange, gather: &mut Gather<'_, P>) {
+        for chunk in pmd_chunks(range) {
+            if let Some(slot) = self.pmd_slot(space, chunk.start()) {
+                self.zap_chunk(space, slot, chunk, gather);
+            }
+        }
+    }
+
+    /// Unmaps `chunk`, which lies in the span of one PMD.
+    fn zap_chunk(&self, space: &AddressSpace, slot: PmdSlot, chunk: VirtRange, gather: &mut Gather<'_, P>) {
+        loop {
+            match self.table(slot.table).pmd(slot.index) {
+                PmdEntry::None => return,
+                PmdEntry::Table(table) => return self.zap_ptes(space, table, chunk, gather),
+                _ if chunk == slot.span => {
+                    if self.zap_huge_pmd(space, slot, gather) {
+                        return;
+                    }
+                }
+                _ => self.split_pmd_slot(space, slot),
+            }
+        }
+    }
+
+    /// Removes a whole huge mapping; returns false if it is not one any more.
+    fn zap_huge_pmd(&self, space: &AddressSpace, slot: PmdSlot, gather: &mut Gather<'_, P>) -> bool {
+        let pmds = self.lock_table(slot.table);
+        let entry = pmds.pmd(slot.index);
+        if matches!(entry, PmdEntry::None | PmdEntry::Table(_)) {
+            return false;
+        }
+        let entry = RawPmd(pmds.swap(slot.index, RawPmd::NONE.0)).decode();
+        let table = self.withdraw_table(&pmds);
+        space.add_tables(-1);
+        space.add_rss(-i64::from(HPAGE_PAGES));
+        if let PmdEntry::Huge { pfn, marks, .. } = entry {
+            let head = self.pages().page(pfn);
+            if marks.dirty {
+                head.set_flags(PageFlags::DIRTY);
+            }
+            self.rmap_remove_pmd(head);
+            gather.page(head, 1, slot.span);
+        }
+        // The deposited table was never visible to the hardware: it needs no flush, only the lock to be gone.
+        drop(pmds);
+        self.free_table(table);
+        true
+    }
+
+    /// Removes the PTEs of `chunk`.
+    fn zap_ptes(&self, space: &AddressSpace, table: Pfn, chunk: VirtRange, gather: &mut Gather<'_, P>) {
+        let ptes = self.lock_table(table);
+        let mut batch: Option<Batch<'_>> = None;
+        let mut removed = 0;
+        let mut addr = chunk.start();
+        while addr < chunk.end() {
+            let index = Level::Pte.index(addr);
+            if ptes.load(index) != RawPte::NONE.0 {
+                let entry = RawPte(ptes.swap(index, RawPte::NONE.0)).decode();
+                removed += 1;
+                if let PteEntry::Present { pfn, marks, .. } = entry {
+                    let page = self.pages().page(pfn);
+                    if marks.dirty {
+                        mark_dirty(page.head());
+                    }
+                    batch = match batch.take() {
+                        Some(batch) if batch.is_followed_by(page) => Some(batch.grown()),
+                        full => {
+                            self.remove_batch(full, gather);
+                            Some(Batch::of(page, addr))
+                        }
+                    };
+                }
+            }
+            addr += PAGE_BYTES;
+        }
+        self.remove_batch(batch, gather);
+        space.add_rss(-removed);
+    }
+
+    fn remove_batch(&self, batch: Option<Batch<'_>>, gather: &mut Gather<'_, P>) {
+        let Some(batch) = batch else { return };
+        self.rmap_remove_ptes(batch.run);
+        gather.page(batch.run.head, batch.run.nr, batch.range());
+    }
+
+    /// Gives back a user of a space. The last one unmaps everything (Linux `exit_mmap`) and frees the space.
+    pub fn put_space(&self, space: MmRef) {
+        let Some(space) = self.drop_user(space) else {
+            return;
+        };
+        {
+            let _mmap = space.lock().write(self.platform());
+            let mut gather = Gather::new(self, &space);
+            let mut areas = space.areas().overlapping(user_range());
+            areas
+                .by_ref()
+                .for_each(|vma| self.zap_range(&space, vma.range(), &mut gather));
+            self.remove_tables(&space, user_range(), user_range(), &mut gather);
+            gather.finish();
+            while let Some(vma) = space.areas().find(VirtAddr::zero()) {
+                self.remove_area(&space, vma);
+            }
+        }
+        self.free_space(space);
+    }
+}
+
+/// All that user space may use, rounded up to what the lower half of the root spans.
+fn user_range() -> VirtRange {
+    let end = VirtAddr::new(crate::addr::USER_END);
+    VirtRange::new(VirtAddr::zero(), end).unwrap_or_else(|| unreachable!("a valid range"))
+}
+
+/// Sets the dirty flag without a locked operation where it is set already.
+fn mark_dirty(head: crate::page::Page<'_>) {
+    if !head.has(PageFlags::DIRTY) {
+        head.set_flags(PageFlags::DIRTY);
+    }
+}
+
+/// Neighbouring entries that mapped neighbouring pages of one folio.
+#[derive(Clone, Copy)]
+struct Batch<'a> {
+    run: Run<'a>,
+    start: VirtAddr,
+}
+
+impl<'a> Batch<'a> {
+    fn of(page: crate::page::Page<'a>, start: VirtAddr) -> Self {
+        let head = page.head();
+        Self {
+            run: Run {
+                head,
+                first: page.pfn().since(head.pfn()),
+                nr: 1,
+            },
+            start,
+        }
+    }
+
+    /// Whether `page`, mapped by the next entry, is the next subpage of the same folio. Entries in between that were
+    /// empty do not matter: what is batched is pages.
+    fn is_followed_by(&self, page: crate::page::Page<'_>) -> bool {
+        let next = self.run.head.pfn().offset(self.run.first + self.run.nr);
+        page.pfn() == next && page.head() == self.run.head
+    }
+
+    fn grown(mut self) -> Self {
+        self.run.nr += 1;
+        self
+    }
+
+    fn range(&self) -> VirtRange {
+        let end = self.start + u64::from(self.run.nr) * PAGE_BYTES;
+        VirtRange::new(self.start, end).unwrap_or(VirtRange::page(self.start))
+    }
+}
