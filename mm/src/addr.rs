@@ -196,7 +196,7 @@ impl VirtRange {
     /// rounded up to pages, the end must not pass [`USER_END`]. `None` otherwise, also when `len` is 0.
     #[must_use]
     pub fn user(addr: u64, len: u64) -> Option<Self> {
-        if len == 0 || addr % PAGE_BYTES != 0 {
+        if len == 0 || !addr.is_multiple_of(PAGE_BYTES) {
             return None;
         }
         let len = len.checked_next_multiple_of(PAGE_BYTES)?;

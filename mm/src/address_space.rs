@@ -320,10 +320,11 @@ impl<P: Platform> Memory<P> {
             }
             _ => vma,
         };
-        if let Some(above) = space.areas.find(vma.end()) {
-            if above.start() == vma.end() && vma.continues(above.flags(), above.anon_vma()) {
-                return self.absorb(space, vma, above);
-            }
+        if let Some(above) = space.areas.find(vma.end())
+            && above.start() == vma.end()
+            && vma.continues(above.flags(), above.anon_vma())
+        {
+            return self.absorb(space, vma, above);
         }
         vma
     }
@@ -332,11 +333,11 @@ impl<P: Platform> Memory<P> {
     fn absorb(&self, space: &AddressSpace, lower: Handle<Vma>, upper: Handle<Vma>) -> Handle<Vma> {
         let both =
             VirtRange::new(lower.start(), upper.end()).unwrap_or_else(|| unreachable!("neighbours in order"));
-        if lower.anon_vma().is_none() {
-            if let Some(anon_vma) = upper.anon_vma() {
-                anon_vma.get();
-                lower.set_anon_vma(Some(anon_vma));
-            }
+        if lower.anon_vma().is_none()
+            && let Some(anon_vma) = upper.anon_vma()
+        {
+            anon_vma.get();
+            lower.set_anon_vma(Some(anon_vma));
         }
         self.remove_area(space, upper);
         self.resize_area(space, lower, both);

@@ -87,13 +87,13 @@ impl<P: Platform> Memory<P> {
         let wanted = VirtRange::user(request.hint, len);
         let is_free = |range: VirtRange| space.areas().overlapping(range).next().is_none();
         match request.place {
-            Place::Fixed => wanted.ok_or(if request.hint % PAGE_BYTES == 0 {
+            Place::Fixed => wanted.ok_or(if request.hint.is_multiple_of(PAGE_BYTES) {
                 MapError::NoSpace
             } else {
                 MapError::Invalid
             }),
             Place::FixedNoReplace => {
-                let range = wanted.ok_or(if request.hint % PAGE_BYTES == 0 {
+                let range = wanted.ok_or(if request.hint.is_multiple_of(PAGE_BYTES) {
                     MapError::NoSpace
                 } else {
                     MapError::Invalid
@@ -183,10 +183,10 @@ impl<P: Platform> Memory<P> {
             return Ok(None);
         };
         let upper = self.split_area(space, vma, at)?;
-        if !at.is_aligned(crate::addr::PMD_SIZE) {
-            if let Some(slot) = self.pmd_slot(space, at) {
-                self.split_pmd_slot(space, slot);
-            }
+        if !at.is_aligned(crate::addr::PMD_SIZE)
+            && let Some(slot) = self.pmd_slot(space, at)
+        {
+            self.split_pmd_slot(space, slot);
         }
         Ok(Some(upper))
     }

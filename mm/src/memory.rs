@@ -14,7 +14,7 @@ use core::ptr::NonNull;
 
 use crate::{
     addr::{Pfn, PfnRange},
-    buddy::{Magazine, Zone, ZoneKind},
+    buddy::{Cache, Zone, ZoneKind},
     counter::{Counter, CpuCounters},
     flags::PageFlags,
     folio::{DeferredQueue, LruLists},
@@ -54,7 +54,7 @@ impl Node {
 #[repr(C, align(128))]
 pub struct PerCpu {
     counters: CpuCounters,
-    magazine: SpinLock<Magazine>,
+    cache: Cache,
 }
 
 impl PerCpu {
@@ -62,8 +62,8 @@ impl PerCpu {
         &self.counters
     }
 
-    pub(crate) fn magazine(&self) -> &SpinLock<Magazine> {
-        &self.magazine
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.cache
     }
 }
 
@@ -74,6 +74,7 @@ pub struct Memory<P: Platform> {
     per_cpu: NonNull<PerCpu>,
     nodes: [Node; MAX_NODES],
     caches: Caches,
+    drain: SpinLock<()>,
     bad_pages: AtomicU64,
     /// Allocations until one fails; 0: none will. See [`Memory::inject_alloc_failure`].
     #[cfg(feature = "fault-injection")]
@@ -126,6 +127,7 @@ impl<P: Platform> Memory<P> {
             per_cpu,
             nodes: [node],
             caches: Caches::new(),
+            drain: SpinLock::new(()),
             bad_pages: AtomicU64::new(0),
             #[cfg(feature = "fault-injection")]
             fail_in: AtomicU64::new(0),
@@ -220,6 +222,11 @@ impl<P: Platform> Memory<P> {
             .fold(0u64, |sum, cpu| sum.wrapping_add(cpu.counters().get(counter)));
         // While others run, a sum may miss the positive half of a pair.
         if sum > u64::MAX / 2 { 0 } else { sum }
+    }
+
+    /// Held by whoever touches other CPUs' magazines.
+    pub(crate) fn drain_lock(&self) -> &SpinLock<()> {
+        &self.drain
     }
 
     pub(crate) fn caches(&self) -> &Caches {

@@ -10,6 +10,7 @@ use crate::addr::ENTRIES_SHIFT;
 pub struct Order(u8);
 
 /// The order of a page that one PMD entry maps.
+#[expect(clippy::cast_possible_truncation, reason = "9")]
 pub const PMD_ORDER: Order = Order(ENTRIES_SHIFT as u8);
 
 impl Order {

@@ -62,6 +62,16 @@ impl CpuMask {
         self.0
     }
 
+    /// The first `nr` CPUs.
+    #[must_use]
+    pub const fn first(nr: u32) -> Self {
+        if nr >= 64 {
+            Self(u64::MAX)
+        } else {
+            Self((1 << nr) - 1)
+        }
+    }
+
     /// Whether `cpu` is in the set.
     #[must_use]
     pub const fn contains(self, cpu: CpuId) -> bool {
@@ -151,7 +161,9 @@ pub unsafe trait Platform: Sized {
         unsafe { &*self.frame_ptr(pfn).cast::<Table>() }
     }
 
-    /// Drops every translation of `range` on the CPUs in `cpus`. See the trait's safety section.
+    /// Drops every translation of `range` on the CPUs in `cpus`. See the trait's safety section. An empty range drops
+    /// none and still waits for walks: what the caller wrote before is seen by every walk that begins afterwards.
+    /// Never called inside a walk of the same CPU.
     fn flush_tlb(&self, cpus: CpuMask, range: VirtRange, stride: Stride);
 
     /// Begins a walk of page tables without their locks.

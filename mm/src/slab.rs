@@ -25,7 +25,7 @@ use crate::{
     order::Order,
     page::{Page, PageList, PageState},
     platform::Platform,
-    sync::SpinLock,
+    sync::{AtomicPtr, SpinLock},
 };
 
 const NO_SLOT: u32 = u32::MAX;
@@ -87,41 +87,34 @@ impl<T> Handle<T> {
 /// Reads and writes order what they publish; who may write is the business of the lock that guards the link.
 #[derive(Debug)]
 pub struct Link<T> {
-    #[expect(
-        clippy::disallowed_types,
-        reason = "a pointer keeps its provenance; `mm::sync` has integers only"
-    )]
-    object: core::sync::atomic::AtomicPtr<T>,
+    object: AtomicPtr<T>,
 }
 
-#[expect(clippy::disallowed_types, reason = "as for the field")]
 impl<T> Link<T> {
     /// A link to `target`.
     #[must_use]
     pub fn new(target: Option<Handle<T>>) -> Self {
         Self {
-            object: core::sync::atomic::AtomicPtr::new(Self::pointer(target)),
+            object: AtomicPtr::new(Self::pointer(target)),
         }
     }
 
     /// What it leads to.
     #[must_use]
     pub fn get(&self) -> Option<Handle<T>> {
-        NonNull::new(self.object.load(core::sync::atomic::Ordering::Acquire)).map(|object| Handle { object })
+        NonNull::new(self.object.load_acquire()).map(|object| Handle { object })
     }
 
     /// Leads it elsewhere.
     pub fn set(&self, target: Option<Handle<T>>) {
-        self.object
-            .store(Self::pointer(target), core::sync::atomic::Ordering::Release);
+        self.object.store_release(Self::pointer(target));
     }
 
     /// Leads it to `target` if it leads nowhere; returns whether it did.
     pub fn set_if_none(&self, target: Handle<T>) -> bool {
-        use core::sync::atomic::Ordering::{AcqRel, Acquire};
         let none = core::ptr::null_mut();
         self.object
-            .compare_exchange(none, target.object.as_ptr(), AcqRel, Acquire)
+            .compare_exchange_acqrel(none, target.object.as_ptr())
             .is_ok()
     }
 

@@ -5,8 +5,7 @@
 //!        |  order 0 and 9                         other orders, or the magazine is empty or full
 //!   this CPU's magazine (arrays of pfns)  <------------->  zone: one free list per order, buddies merge
 //!        |                                                   |
-//!   spin lock of its own CPU, never contended              zone lock, taken once per batch
-//!   except when memory runs out and others drain it
+//!   no locked operation (see `magazine`)                    zone lock, taken once per batch
 //! ```
 //! * **Magazines** are arrays of frame numbers: an allocation touches the array, the page's reference count and nothing
 //!   else. They are refilled with a whole run of 2^k pages, one list operation per run.
@@ -19,7 +18,7 @@
 //!
 //! State of a free page's record: first of a block in a zone: `BUDDY` and the order; any other free page: all zero.
 //!
-//! Locks: magazine, then zone. Draining other CPUs takes one magazine at a time.
+//! Locks: a walk guard or the drain lock, inside it a zone lock.
 
 mod free_area;
 mod magazine;
@@ -27,6 +26,7 @@ mod poison;
 mod watermark;
 mod zone;
 
+pub(crate) use magazine::Cache;
 pub use magazine::{HUGE_SLOTS, Magazine, SMALL_SLOTS};
 pub use watermark::Watermarks;
 pub use zone::{Zone, ZoneKind};
@@ -48,7 +48,8 @@ impl<P: Platform> Memory<P> {
     /// is the caller's; it is not a compound page (see [`Memory::alloc_folio`](crate::memory::Memory::alloc_folio)).
     /// Contents are arbitrary unless [`AllocFlags::ZERO`] is given.
     ///
-    /// Locks: takes a magazine's and a zone's. Context: any that may take a spin lock; never waits.
+    /// Locks: takes a zone's, and when memory is short the drain lock. Context: any that may take a spin lock, outside
+    /// walk guards; never sleeps.
     ///
     /// # Errors
     /// Nothing free at the watermark that `flags` allow; nothing changed.
@@ -94,15 +95,14 @@ impl<P: Platform> Memory<P> {
         if P::TRACE {
             self.platform().trace(Event::Free { pfn, order });
         }
-        let preempt = self.platform().preempt_off();
-        let cpu = self.this_cpu(&preempt);
-        cpu.counters().add(Counter::PgFree, i64::from(order.nr_pages()));
+        self.add(Counter::PgFree, i64::from(order.nr_pages()));
         if order == Order::ZERO || order == PMD_ORDER {
-            let mut magazine = cpu.magazine().lock(self.platform());
-            if magazine.is_full(order) {
-                self.spill(&mut magazine, order);
-            }
-            magazine.push(order, pfn);
+            self.with_own_magazine(|magazine| {
+                if magazine.is_full(order) {
+                    self.spill(magazine, order);
+                }
+                magazine.push(order, pfn);
+            });
         } else {
             self.zone_of(pfn).free(self, pfn, order);
         }
@@ -143,7 +143,7 @@ impl<P: Platform> Memory<P> {
         let cached: u64 = self
             .per_cpu_all()
             .iter()
-            .map(|cpu| cpu.magazine().lock(self.platform()).nr_pages())
+            .map(|cpu| cpu.cache().nr_pages_hint())
             .sum();
         cached + self.zones().map(|zone| u64::from(zone.nr_free())).sum::<u64>()
     }
@@ -156,27 +156,36 @@ impl<P: Platform> Memory<P> {
 
     /// Empties every CPU's magazine into the zones.
     pub fn drain_all_magazines(&self) {
-        for cpu in self.per_cpu_all() {
-            let mut magazine = cpu.magazine().lock(self.platform());
+        self.with_all_magazines(&mut |magazine| {
             for order in [Order::ZERO, PMD_ORDER] {
                 while !magazine.is_empty(order) {
-                    self.spill(&mut magazine, order);
+                    self.spill(magazine, order);
                 }
             }
-        }
+        });
     }
 
     fn take_block(&self, order: Order, flags: AllocFlags) -> Option<Pfn> {
         let pfn = self.try_take_block(order, flags).or_else(|| {
-            // What is missing may sit in a magazine, here or on another CPU, or merge once it is out of them.
+            if !self.is_draining_worth_it(order, flags) {
+                return None;
+            }
             self.drain_all_magazines();
             self.try_take_block(order, flags)
         })?;
-        let preempt = self.platform().preempt_off();
-        self.this_cpu(&preempt)
-            .counters()
-            .add(Counter::PgAlloc, i64::from(order.nr_pages()));
+        self.add(Counter::PgAlloc, i64::from(order.nr_pages()));
         Some(pfn)
+    }
+
+    /// Whether what is missing may sit in a magazine, here or on another CPU, or merge once it is out of them.
+    /// Draining disturbs every CPU, so a request that has a fallback causes it only for a block that is there whole.
+    fn is_draining_worth_it(&self, order: Order, flags: AllocFlags) -> bool {
+        let mut caches = self.per_cpu_all().iter().map(|cpu| cpu.cache());
+        if flags.contains(AllocFlags::OPPORTUNISTIC) {
+            caches.any(|cache| cache.may_hold(order))
+        } else {
+            caches.any(|cache| cache.nr_pages_hint() > 0)
+        }
     }
 
     fn try_take_block(&self, order: Order, flags: AllocFlags) -> Option<Pfn> {
@@ -185,14 +194,14 @@ impl<P: Platform> Memory<P> {
                 .zones_by_preference()
                 .find_map(|zone| zone.alloc(self, order, flags));
         }
-        let preempt = self.platform().preempt_off();
-        let mut magazine = self.this_cpu(&preempt).magazine().lock(self.platform());
-        if let Some(pfn) = magazine.pop(order) {
-            return Some(pfn);
-        }
-        self.zones_by_preference()
-            .find(|zone| zone.refill(self, &mut magazine, order, flags))?;
-        magazine.pop(order)
+        self.with_own_magazine(|magazine| {
+            if let Some(pfn) = magazine.pop(order) {
+                return Some(pfn);
+            }
+            self.zones_by_preference()
+                .find(|zone| zone.refill(self, magazine, order, flags))?;
+            magazine.pop(order)
+        })
     }
 
     /// Moves part of a magazine's pages of `order` to the zones.

@@ -102,7 +102,6 @@ impl PageState {
 }
 
 /// A reader without a lock may see a word mid-change: an impossible order reads as 0.
-#[expect(clippy::cast_possible_truncation, reason = "masked to eight bits")]
 const fn order_of(high: u32) -> Order {
     match Order::new((high & 0xff) as u8) {
         Some(order) => order,

@@ -67,11 +67,10 @@ impl<'m, P: Platform> Gather<'m, P> {
             head: last,
             refs: more,
         }) = self.held[..self.used].last_mut()
+            && *last == head.pfn()
         {
-            if *last == head.pfn() {
-                *more += refs;
-                return;
-            }
+            *more += refs;
+            return;
         }
         self.push(Held::Folio {
             head: head.pfn(),

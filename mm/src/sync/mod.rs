@@ -14,6 +14,6 @@ mod atomic;
 mod rwlock;
 mod spin;
 
-pub use atomic::{AtomicU32, AtomicU64, spin_hint};
+pub use atomic::{AtomicPtr, AtomicU32, AtomicU64, spin_hint};
 pub use rwlock::{ReadGuard, RwLock, WriteGuard};
 pub use spin::{SpinGuard, SpinLock};
