@@ -21,7 +21,7 @@ use crate::{
         Gather, PmdEntry, PmdSlot, PteEntry,
         cursor::{Level, pmd_chunks},
     },
-    platform::Platform,
+    platform::{Platform, Stride},
     slab::Handle,
     vma::Vma,
 };
@@ -107,7 +107,7 @@ impl<P: Platform> Memory<P> {
                             marks,
                         },
                     );
-                    gather.stale(VirtRange::page(addr));
+                    gather.stale(VirtRange::page(addr), Stride::Page);
                 }
             }
             addr += PAGE_BYTES;

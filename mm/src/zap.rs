@@ -25,7 +25,7 @@ use crate::{
         Gather, PmdEntry, PmdSlot, PteEntry, RawPmd, RawPte,
         cursor::{Level, pmd_chunks},
     },
-    platform::Platform,
+    platform::{Platform, Stride},
     rmap::Run,
 };
 
@@ -72,7 +72,7 @@ impl<P: Platform> Memory<P> {
                 head.set_flags(PageFlags::DIRTY);
             }
             self.rmap_remove_pmd(head);
-            gather.page(head, 1, slot.span);
+            gather.page(head, 1, slot.span, Stride::Pmd);
         }
         // The deposited table was never visible to the hardware: it needs no flush, only the lock to be gone.
         drop(pmds);
@@ -114,7 +114,7 @@ impl<P: Platform> Memory<P> {
     fn remove_batch(&self, batch: Option<Batch<'_>>, gather: &mut Gather<'_, P>) {
         let Some(batch) = batch else { return };
         self.rmap_remove_ptes(batch.run);
-        gather.page(batch.run.head, batch.run.nr, batch.range());
+        gather.page(batch.run.head, batch.run.nr, batch.range(), Stride::Page);
     }
 
     /// Gives back a user of a space. The last one unmaps everything (Linux `exit_mmap`) and frees the space.

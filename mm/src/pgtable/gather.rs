@@ -7,7 +7,7 @@
 //! A full gather flushes and frees what it has and goes on, so it needs no memory of its own.
 
 use crate::{
-    addr::{PMD_SIZE, Pfn, VirtRange},
+    addr::{Pfn, VirtRange},
     address_space::AddressSpace,
     memory::Memory,
     page::Page,
@@ -49,9 +49,10 @@ impl<'m, P: Platform> Gather<'m, P> {
         }
     }
 
-    /// Notes that the translations of `range` were changed or removed. A range shorter than a PMD means base pages.
-    pub fn stale(&mut self, range: VirtRange) {
-        if range.bytes() < PMD_SIZE {
+    /// Notes that the translations of `range` were changed or removed. `stride` is what the entries spanned: 512 PTEs in
+    /// a row span as much as a PMD, and each had a translation of its own.
+    pub fn stale(&mut self, range: VirtRange, stride: Stride) {
+        if stride == Stride::Page {
             self.stride = Stride::Page;
         }
         let all = self.range.map_or(Some(range), |old| {
@@ -60,9 +61,9 @@ impl<'m, P: Platform> Gather<'m, P> {
         self.range = all;
     }
 
-    /// Takes over `refs` references to the folio at `head` that entries of `range` held.
-    pub(crate) fn page(&mut self, head: Page<'_>, refs: u32, range: VirtRange) {
-        self.stale(range);
+    /// Takes over `refs` references to the folio at `head` that entries of `range` held, each `stride` wide.
+    pub(crate) fn page(&mut self, head: Page<'_>, refs: u32, range: VirtRange, stride: Stride) {
+        self.stale(range, stride);
         if let Some(Held::Folio {
             head: last,
             refs: more,
@@ -80,7 +81,8 @@ impl<'m, P: Platform> Gather<'m, P> {
 
     /// Takes over a table that is no longer linked.
     pub(crate) fn table(&mut self, table: Pfn, range: VirtRange) {
-        self.stale(range);
+        // The table's own translations went when its entries did; any step drops what CPUs remember of upper levels.
+        self.stale(range, Stride::Pmd);
         self.push(Held::Table(table));
     }
 
