@@ -27,6 +27,7 @@ pub mod address_space;
 pub mod anon_vma;
 mod assert;
 pub mod buddy;
+pub mod check;
 pub mod counter;
 pub mod error;
 pub mod fault;

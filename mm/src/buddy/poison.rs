@@ -7,6 +7,7 @@ use crate::{
     addr::{PAGE_SIZE, Pfn},
     memory::Memory,
     order::Order,
+    page::Page,
     platform::Platform,
 };
 
@@ -38,6 +39,13 @@ impl<P: Platform> Memory<P> {
             }
             page.set_index(0);
         }
+    }
+
+    /// Whether nobody wrote to a free page since it was filled with the pattern. Also true where it never was.
+    pub(crate) fn poison_is_intact(&self, page: Page<'_>) -> bool {
+        !cfg!(debug_assertions)
+            || page.index() != POISONED
+            || self.free_words(page.pfn()).iter().all(|&word| word == PATTERN)
     }
 
     #[expect(

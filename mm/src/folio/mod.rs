@@ -55,6 +55,21 @@ impl<'a> Folio<'a> {
         page
     }
 
+    /// Gives the reference to somebody who remembers only the frame number of `page`, which is part of this folio: a
+    /// pipe buffer, a DMA engine. [`Memory::put_leaked`] gives it back.
+    ///
+    /// # Panics
+    /// If `page` is not part of this folio.
+    #[must_use = "the reference is lost without the number"]
+    pub fn leak(self, page: Page<'_>) -> Pfn {
+        assert!(
+            page.head().pfn() == self.pfn(),
+            "{page:?} is not part of {self:?}"
+        );
+        let _ = self.into_raw();
+        page.pfn()
+    }
+
     /// Its first page.
     #[must_use]
     pub fn page(&self) -> Page<'a> {
@@ -132,6 +147,14 @@ impl<P: Platform> Memory<P> {
     /// Gives a reference back; the last one frees the folio, a compound page as one block.
     pub fn put(&self, folio: Folio<'_>) {
         self.put_refs(folio.into_raw(), 1);
+    }
+
+    /// Gives back a reference that was [leaked](Folio::leak).
+    ///
+    /// # Safety
+    /// One reference to the folio that `pfn` is part of must have been leaked and not been given back.
+    pub unsafe fn put_leaked(&self, pfn: Pfn) {
+        self.put_refs(self.pages().page(pfn).head(), 1);
     }
 
     /// Gives back `nr` references that page-table entries held.
