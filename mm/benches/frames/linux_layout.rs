@@ -1,0 +1,269 @@
+//! A frame allocator with Linux's data layout, as the yardstick: 64-byte page records, lists through the records,
+//! one zone lock, per-CPU lists in front of it, one atomic counter per subpage.
+//!
+//! It models what the layout costs, written from the description of the structures (v4.5 to v6.1), not from their
+//! code. Where versions differ it takes what is fastest: huge pages have per-CPU lists too (since v5.13), no interrupts
+//! are switched off, no memory cgroup is charged.
+
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use spin::Mutex;
+
+/// Orders 0 to 10.
+const ORDERS: usize = 11;
+/// The order of a huge page.
+pub(crate) const HUGE: usize = 9;
+/// Pages moved at once between a per-CPU list and the zone.
+const BATCH: u32 = 63;
+/// Length of a per-CPU list at which a batch goes back.
+const HIGH: u32 = 6 * BATCH;
+/// The same for huge pages.
+const HUGE_BATCH: u32 = 8;
+const HUGE_HIGH: u32 = 16;
+
+const PG_BUDDY: u64 = 1;
+
+/// The 64 bytes of one frame.
+#[repr(C, align(64))]
+pub(crate) struct Record {
+    flags: AtomicU64,
+    next: AtomicPtr<Record>,
+    prev: AtomicPtr<Record>,
+    mapping: AtomicU64,
+    index: AtomicU64,
+    /// Order of a free block.
+    private: AtomicU64,
+    pub(crate) mapcount: AtomicI32,
+    pub(crate) refcount: AtomicI32,
+    memcg: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Record>() == 64);
+
+type Link = *mut Record;
+
+/// A list head: first record, or null.
+#[derive(Default)]
+struct List {
+    first: AtomicPtr<Record>,
+    len: AtomicU32,
+}
+
+/// The record behind a link.
+fn at<'a>(link: Link) -> &'a Record {
+    // SAFETY: links are only ever made from the boxed array of records, which outlives every use inside `Zone`.
+    unsafe { &*link }
+}
+
+impl List {
+    fn push(&self, page: Link) {
+        let first = self.first.load(Relaxed);
+        at(page).next.store(first, Relaxed);
+        at(page).prev.store(core::ptr::null_mut(), Relaxed);
+        if !first.is_null() {
+            at(first).prev.store(page, Relaxed);
+        }
+        self.first.store(page, Relaxed);
+        self.len.store(self.len.load(Relaxed) + 1, Relaxed);
+    }
+
+    fn remove(&self, page: Link) {
+        let (next, prev) = (at(page).next.load(Relaxed), at(page).prev.load(Relaxed));
+        if prev.is_null() {
+            self.first.store(next, Relaxed);
+        } else {
+            at(prev).next.store(next, Relaxed);
+        }
+        if !next.is_null() {
+            at(next).prev.store(prev, Relaxed);
+        }
+        self.len.store(self.len.load(Relaxed) - 1, Relaxed);
+    }
+
+    fn pop(&self) -> Option<Link> {
+        let page = self.first.load(Relaxed);
+        if page.is_null() {
+            return None;
+        }
+        self.remove(page);
+        Some(page)
+    }
+}
+
+/// One CPU's lists, by order 0 and 9, and its event counters.
+#[derive(Default)]
+struct CpuLists {
+    small: List,
+    huge: List,
+    allocated: u64,
+    freed: u64,
+}
+
+/// The allocator.
+pub(crate) struct Zone {
+    records: Box<[Record]>,
+    free: Mutex<[List; ORDERS]>,
+    cpus: [Mutex<CpuLists>; 2],
+}
+
+impl Zone {
+    /// A zone whose frames are all free. `frames` is a multiple of 1024.
+    pub(crate) fn new(frames: u32) -> Self {
+        let record = |_| Record {
+            flags: AtomicU64::new(0),
+            next: AtomicPtr::default(),
+            prev: AtomicPtr::default(),
+            mapping: AtomicU64::new(0),
+            index: AtomicU64::new(0),
+            private: AtomicU64::new(0),
+            mapcount: AtomicI32::new(-1),
+            refcount: AtomicI32::new(0),
+            memcg: AtomicU64::new(0),
+        };
+        let zone = Self {
+            records: (0..frames).map(record).collect(),
+            free: Mutex::new(Default::default()),
+            cpus: Default::default(),
+        };
+        for pfn in (0..frames).step_by(1 << (ORDERS - 1)) {
+            zone.free_one(&zone.free.lock(), pfn, ORDERS - 1);
+        }
+        zone
+    }
+
+    /// The record of a frame.
+    pub(crate) fn record(&self, pfn: u32) -> &Record {
+        &self.records[pfn as usize]
+    }
+
+    fn link(&self, pfn: u32) -> Link {
+        core::ptr::from_ref(self.record(pfn)).cast_mut()
+    }
+
+    fn pfn(&self, link: Link) -> u32 {
+        u32::try_from((link.addr() - self.records.as_ptr().addr()) / size_of::<Record>())
+            .expect("inside the array")
+    }
+
+    /// Takes a block for CPU `cpu`.
+    pub(crate) fn alloc(&self, cpu: usize, order: usize) -> Option<u32> {
+        let page = if order == 0 || order == HUGE {
+            let mut lists = self.cpus[cpu].lock();
+            lists.allocated += 1 << order;
+            let list = if order == 0 { &lists.small } else { &lists.huge };
+            if list.len.load(Relaxed) == 0 {
+                self.refill(list, order);
+            }
+            list.pop()?
+        } else {
+            self.take(&self.free.lock(), order)?
+        };
+        // What a new page is checked for and given.
+        let record = at(page);
+        let suspect = record.flags.load(Relaxed) != 0
+            || record.mapping.load(Relaxed) != 0
+            || record.mapcount.load(Relaxed) != -1
+            || record.refcount.load(Relaxed) != 0
+            || record.memcg.load(Relaxed) != 0;
+        assert!(!suspect, "bad page");
+        record.private.store(0, Relaxed);
+        record.refcount.store(1, Relaxed);
+        Some(self.pfn(page))
+    }
+
+    /// Drops the one reference of a block.
+    pub(crate) fn put(&self, cpu: usize, pfn: u32, order: usize) {
+        let page = self.link(pfn);
+        let record = at(page);
+        if record.refcount.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) != 1 {
+            return;
+        }
+        let suspect = record.flags.load(Relaxed) != 0
+            || record.mapping.load(Relaxed) != 0
+            || record.mapcount.load(Relaxed) != -1
+            || record.memcg.load(Relaxed) != 0;
+        assert!(!suspect, "bad page");
+        record.index.store(0, Relaxed);
+        if order != 0 && order != HUGE {
+            return self.free_one(&self.free.lock(), pfn, order);
+        }
+        let mut lists = self.cpus[cpu].lock();
+        lists.freed += 1 << order;
+        let (list, high, batch) = if order == 0 {
+            (&lists.small, HIGH, BATCH)
+        } else {
+            (&lists.huge, HUGE_HIGH, HUGE_BATCH)
+        };
+        list.push(page);
+        if list.len.load(Relaxed) >= high {
+            let areas = self.free.lock();
+            for page in std::iter::from_fn(|| list.pop()).take(batch as usize) {
+                self.free_one(&areas, self.pfn(page), order);
+            }
+        }
+    }
+
+    fn refill(&self, list: &List, order: usize) {
+        let areas = self.free.lock();
+        let batch = if order == 0 { BATCH } else { HUGE_BATCH };
+        for page in std::iter::from_fn(|| self.take(&areas, order)).take(batch as usize) {
+            list.push(page);
+        }
+    }
+
+    fn take(&self, areas: &[List; ORDERS], order: usize) -> Option<Link> {
+        let (mut found, page) = (order..ORDERS).find_map(|o| areas[o].pop().map(|page| (o, page)))?;
+        at(page).flags.store(0, Relaxed);
+        while found > order {
+            found -= 1;
+            let upper = self.link(self.pfn(page) + (1 << found));
+            self.put_on_list(areas, upper, found);
+        }
+        Some(page)
+    }
+
+    fn put_on_list(&self, areas: &[List; ORDERS], page: Link, order: usize) {
+        at(page).private.store(order as u64, Relaxed);
+        at(page).flags.store(PG_BUDDY, Relaxed);
+        areas[order].push(page);
+    }
+
+    fn free_one(&self, areas: &[List; ORDERS], mut pfn: u32, mut order: usize) {
+        while order < ORDERS - 1 {
+            let buddy = pfn ^ (1 << order);
+            let Some(record) = self.records.get(buddy as usize) else {
+                break;
+            };
+            if record.flags.load(Relaxed) != PG_BUDDY || record.private.load(Relaxed) != order as u64 {
+                break;
+            }
+            areas[order].remove(self.link(buddy));
+            record.flags.store(0, Relaxed);
+            record.private.store(0, Relaxed);
+            pfn &= buddy;
+            order += 1;
+        }
+        self.put_on_list(areas, self.link(pfn), order);
+    }
+}
+
+/// The PMD split of a page that only one process maps, on this layout: 512 entries written, 512 counters raised one
+/// atomic each, and the compound counter lowered.
+pub(crate) fn split_pmd(zone: &Zone, head: u32, table: &[AtomicU64; 512]) {
+    zone.record(head).refcount.fetch_add(511, Relaxed);
+    for (i, entry) in (0..).zip(table) {
+        entry.store(u64::from(head + i) << 12 | 0x67, Relaxed);
+        zone.record(head + i).mapcount.fetch_add(1, Relaxed);
+    }
+    // The compound mapcount lies in the first tail; the entry that now points to the table is written last.
+    zone.record(head + 1).memcg.fetch_sub(1, Relaxed);
+}
+
+/// Makes the page as it was before [`split_pmd`].
+pub(crate) fn unsplit(zone: &Zone, head: u32) {
+    zone.record(head).refcount.fetch_sub(511, Relaxed);
+    for i in 0..512 {
+        zone.record(head + i).mapcount.store(-1, Relaxed);
+    }
+    zone.record(head + 1).memcg.store(0, Relaxed);
+}
