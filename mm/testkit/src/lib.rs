@@ -1,1 +1,20 @@
-//! Host test kit of mm.
+//! Test kit of `mm`: everything that judges it.
+//!
+//! | module | is | runs on |
+//! |---|---|---|
+//! | [`oracle`] | the counter rules of one huge page beside the plain truth | anywhere, no heap |
+//! | [`scenario`] | rows of the specification, each a list of steps, and what runs them | anywhere, no heap |
+//! | `machine` | a simulated machine that notices what hardware forgives | host |
+//! | `sim` | that machine booted, and processes on it | host |
+//!
+//! Tests that need the simulated machine live in `mm/testkit/tests`: inside `mm`'s own unit tests it would be linked
+//! against a second copy of `mm`.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+pub mod oracle;
+pub mod scenario;
+
+#[cfg(feature = "std")]
+pub mod machine;
+#[cfg(feature = "std")]
+pub mod sim;

@@ -1,0 +1,77 @@
+//! The specification's rows on the simulated machine. Each scenario is run on its own machine and in a machine that is
+//! in use.
+
+use mm::platform::CpuId;
+use mm_testkit::{
+    scenario::{ALL, run},
+    sim::{Config, Sim},
+};
+
+fn play(name: &str) {
+    let rows: Vec<_> = ALL
+        .iter()
+        .filter(|scenario| scenario.name.starts_with(name))
+        .collect();
+    assert!(!rows.is_empty(), "no scenario begins with {name}");
+    for row in rows {
+        let sim = Sim::boot(&Config::mib(32));
+        let before = sim.nr_free_pages();
+        {
+            let process = sim.start(CpuId::new(0)).expect("memory is there");
+            if let Err(failure) = run(&process, row) {
+                panic!("{failure}");
+            }
+        }
+        sim.verify(&[], &());
+        assert_eq!(sim.nr_free_pages(), before, "{}: pages leaked", row.name);
+    }
+}
+
+macro_rules! rows {
+    ($($test:ident: $name:literal,)*) => {
+        $(#[test] fn $test() { play($name); })*
+
+        #[test]
+        fn every_scenario_is_a_test() {
+            let named = [$($name),*];
+            for scenario in ALL {
+                assert!(named.iter().any(|name| scenario.name.starts_with(name)), "{} is no test", scenario.name);
+            }
+        }
+    };
+}
+
+rows! {
+    t1_1_one_pmd: "T1.1",
+    t2_2_every_subpage: "T2.2",
+    t2_5_reports_accept_everything: "T2.5",
+    t3_1_partial_unmap: "T3.1",
+    t3_3_every_other_page: "T3.3",
+    t3_4_all_ptes_at_once: "T3.4",
+    t3_5_whole_page: "T3.5",
+    t4_1_split_without_memory: "T4.1",
+    t4_2_split_while_pinned: "T4.2",
+    t4_3_split_twice: "T4.3",
+    t4_5_split_keeps_rights: "T4.5",
+    t7_1_tails_are_anonymous: "T7.1",
+    t10_1_tail_references: "T10.1",
+    t10_3_last_reference_through_a_tail: "T10.3",
+    f1_kpageflags: "F1",
+    demonstration: "demonstration",
+}
+
+#[test]
+fn scenarios_run_one_after_the_other_in_one_process() {
+    let sim = Sim::boot(&Config::mib(32));
+    let mut process = sim.start(CpuId::new(0)).expect("memory is there");
+    for (nth, scenario) in (0..).zip(ALL) {
+        process.run_on(CpuId::new(nth % 2));
+        if let Err(failure) = run(&process, scenario) {
+            panic!("{failure}");
+        }
+        let everything = mm::VirtRange::user(mm_testkit::scenario::HOME, 1 << 30).expect("a user range");
+        sim.munmap(&process, everything)
+            .expect("unmapping needs no memory here");
+        sim.verify(&[&process], &());
+    }
+}
