@@ -1,6 +1,7 @@
 //! The test bench: what all trials share, built when the first one asks for it.
 
 use std::{
+    fs,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -51,7 +52,7 @@ fn built_in() -> Result<&'static Vec<u8>, String> {
     BUILT_IN.get(initrd::built_in)
 }
 
-/// The binary behind `cargo run`.
+/// A copy of the binary behind `cargo run`: `--uefi` lets cargo replace the original.
 pub(crate) fn binary() -> Result<&'static PathBuf, String> {
     static BINARY: Once<PathBuf> = Once::new();
     BINARY.get(|| {
@@ -59,9 +60,14 @@ pub(crate) fn binary() -> Result<&'static PathBuf, String> {
         let found = executables
             .into_iter()
             .find(|executable| executable.name == "boot");
-        found
-            .map(|executable| executable.path)
-            .ok_or_else(|| boot::Error::Unexpected("cargo built no `boot`".into()))
+        let missing = || boot::Error::Unexpected("cargo built no `boot`".into());
+        let original = found.ok_or_else(missing)?.path;
+        let copy = original.with_extension("trials");
+        // In two steps: a copy that runs cannot be written to, but it can be replaced.
+        let new = original.with_extension(format!("trials-{}", std::process::id()));
+        let copied = fs::copy(&original, &new).and_then(|_| fs::rename(&new, &copy));
+        copied.map_err(boot::Error::io("copy the default binary"))?;
+        Ok(copy)
     })
 }
 

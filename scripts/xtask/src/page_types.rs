@@ -19,7 +19,7 @@ const INSTALLED: &str = "/usr/src/linux-source-6.1.tar.xz";
 const NEEDED: [&str; 7] = [
     "tools/vm",
     "tools/lib/api",
-    "tools/lib/string.c",
+    "tools/lib/str_error_r.c",
     "tools/include",
     "tools/scripts",
     "tools/build",

@@ -8,7 +8,7 @@ use std::{
 
 use libtest_mimic::Failed;
 
-use super::{Case, Scratch, ensure};
+use super::{Case, Need, Scratch, ensure, programs::BUSYBOX};
 use crate::bench;
 
 pub(super) fn cases() -> Vec<Case> {
@@ -22,6 +22,21 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("command_line::what_is_no_initramfs_is_refused", no_initramfs),
         Case::new("command_line::missing_qemu_names_the_package", missing_qemu),
         Case::new("command_line::help_names_every_option", help),
+        Case::new(
+            "command_line::kernel_panic_exits_101_with_a_backtrace",
+            kernel_panic,
+        ),
+        Case::new("command_line::timeout_exits_124", timeout),
+        Case::new(
+            "command_line::without_program_the_demonstration_runs",
+            demonstration,
+        ),
+        Case::needing(
+            "command_line::program_output_is_alone_on_stdout",
+            &[Need::Busybox],
+            program_output,
+        ),
+        Case::needing("command_line::uefi_runs_the_demonstration", &[Need::Ovmf], uefi),
     ]
 }
 
@@ -156,4 +171,57 @@ fn help() -> Result<(), Failed> {
         })?;
     }
     Ok(())
+}
+
+/// Expects that the default binary, given `arguments`, exits with `status`; returns its stdout and stderr.
+fn exits(arguments: &[&str], status: i32) -> Result<(String, String), Failed> {
+    let output = boot(arguments)?;
+    let (text, message) = (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr(&output),
+    );
+    ensure(output.status.code() == Some(status), || {
+        format!(
+            "{arguments:?}: {}\nstdout:\n{text}\nstderr:\n{message}",
+            output.status
+        )
+    })?;
+    Ok((text, message))
+}
+
+fn kernel_panic() -> Result<(), Failed> {
+    let (_, message) = exits(&["--append", "crash=panic"], 101)?;
+    ensure(
+        message.contains("backtrace") && message.contains("kernel::"),
+        || message,
+    )
+}
+
+fn timeout() -> Result<(), Failed> {
+    exits(&["--timeout", "5", "--append", "crash=hang"], 124).map(drop)
+}
+
+fn demonstration() -> Result<(), Failed> {
+    let (text, _) = exits(&["--timeout", "90"], 0)?;
+    ensure(text.contains("AnonHugePages"), || format!("stdout:\n{text}"))
+}
+
+fn program_output() -> Result<(), Failed> {
+    let arguments = [
+        "--timeout",
+        "90",
+        "--exec",
+        BUSYBOX,
+        "--",
+        "/bin/busybox",
+        "echo",
+        "hello",
+    ];
+    let (text, _) = exits(&arguments, 0)?;
+    ensure(text == "hello\n", || format!("stdout is {text:?}"))
+}
+
+/// The first time, this builds the boot loader for UEFI.
+fn uefi() -> Result<(), Failed> {
+    exits(&["--uefi", "--timeout", "120", "--", "/bin/thp-demo"], 0).map(drop)
 }

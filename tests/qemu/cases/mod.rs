@@ -1,26 +1,37 @@
 //! Trials driven from the host. One file per family; a family is a list of [`Case`]s.
 
 mod command_line;
+mod console;
+mod machines;
+mod programs;
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
     process,
+    sync::OnceLock,
 };
 
 use libtest_mimic::{Completion, Failed, Trial};
+use object::Object;
 
 /// What a case needs from the computer it runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     /// UEFI firmware.
     Ovmf,
+    /// A static busybox.
+    Busybox,
+    /// Linux's reader of kpageflags, or the source package that `cargo xtask page-types` builds it from.
+    PageTypes,
 }
 
 impl Need {
     fn is_met(self) -> bool {
         match self {
             Self::Ovmf => boot::machine::firmware::uefi_is_installed(),
+            Self::Busybox => is_static(Path::new(programs::BUSYBOX)),
+            Self::PageTypes => page_types().is_some(),
         }
     }
 
@@ -28,6 +39,8 @@ impl Need {
     const fn package(self) -> &'static str {
         match self {
             Self::Ovmf => "ovmf",
+            Self::Busybox => "busybox-static",
+            Self::PageTypes => "linux-source-6.1",
         }
     }
 }
@@ -68,7 +81,41 @@ impl Case {
 
 /// Every case.
 pub(crate) fn all() -> Vec<Case> {
-    command_line::cases().into_iter().collect()
+    [
+        command_line::cases(),
+        programs::cases(),
+        machines::cases(),
+        console::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Whether `file` is an ELF file that asks for no interpreter.
+fn is_static(file: &Path) -> bool {
+    let Ok(bytes) = fs::read(file) else { return false };
+    object::File::parse(&*bytes).is_ok_and(|elf| elf.section_by_name(".interp").is_none())
+}
+
+/// Where page-types is; built on the first call, if that needs no download (`cargo xtask page-types` fetches it).
+fn page_types() -> Option<&'static str> {
+    static TOOL: OnceLock<Option<String>> = OnceLock::new();
+    let find = || {
+        let mut xtask = boot::cargo::command();
+        xtask.args([
+            "run",
+            "--quiet",
+            "--package",
+            "xtask",
+            "--",
+            "page-types",
+            "--no-download",
+        ]);
+        let output = xtask.output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    };
+    TOOL.get_or_init(find).as_deref()
 }
 
 /// Fails with `message` unless `condition`.

@@ -1,0 +1,203 @@
+//! What a program's exceptions come to.
+//!
+//! A page fault goes to `mm` with the mmap lock not held; everything that cannot be resolved ends the program with
+//! 128 + signal, whatever its dispositions say (handlers are not called yet), and one log line says where:
+//!
+//! | exception | signal | status |
+//! |---|---|---|
+//! | page fault outside the program's areas or against their rights, #GP, #SS | SIGSEGV | 139 |
+//! | page fault whose contents cannot be had | SIGBUS | 135 |
+//! | no memory left for a page | SIGKILL | 137 |
+//! | #DE, #MF, #XM | SIGFPE | 136 |
+//! | #UD | SIGILL | 132 |
+//! | #BP, #DB | SIGTRAP | 133 |
+//! | #AC | SIGBUS | 135 |
+
+use core::fmt;
+
+use mm::{Access, FaultInfo, SegvReason, VirtAddr, VmFault};
+
+use super::{
+    process::Process,
+    thread::{self, current_process},
+};
+use crate::{
+    arch::trap::{self, TrapFrame},
+    platform::mm,
+};
+
+/// Signals that exceptions become. The numbers are Linux's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Signal {
+    /// Illegal instruction.
+    Ill = 4,
+    /// Breakpoint or trace.
+    Trap = 5,
+    /// Access to memory that is there but cannot be had.
+    Bus = 7,
+    /// Arithmetic.
+    Fpe = 8,
+    /// Ended by force.
+    Kill = 9,
+    /// Access to memory that is not there or not allowed.
+    Segv = 11,
+}
+
+impl Signal {
+    /// The status of a program that this ends.
+    #[must_use]
+    pub const fn status(self) -> u8 {
+        128 + self as u8
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ill => "SIGILL",
+            Self::Trap => "SIGTRAP",
+            Self::Bus => "SIGBUS",
+            Self::Fpe => "SIGFPE",
+            Self::Kill => "SIGKILL",
+            Self::Segv => "SIGSEGV",
+        }
+    }
+}
+
+/// Error code bits of a page fault.
+const WRITE: u64 = 1 << 1;
+const FETCH: u64 = 1 << 4;
+
+const fn access_of(error_code: u64) -> Access {
+    if error_code & FETCH != 0 {
+        Access::Exec
+    } else if error_code & WRITE != 0 {
+        Access::Write
+    } else {
+        Access::Read
+    }
+}
+
+/// Why a program's page fault could not be resolved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unresolved {
+    /// Not the program's to touch.
+    Segv(&'static str),
+    /// There, but the contents cannot be had.
+    Bus,
+    /// No memory is left.
+    NoMemory,
+}
+
+/// Lets `mm` resolve a page fault of the running program.
+fn resolve(process: &Process, addr: VirtAddr, error_code: u64) -> Result<(), Unresolved> {
+    let fault = FaultInfo {
+        addr,
+        access: access_of(error_code),
+    };
+    loop {
+        return match mm().handle_fault(process.space(), fault) {
+            VmFault::Done => Ok(()),
+            VmFault::Retry => continue,
+            // Nothing can be reclaimed yet, so a second try would end as the first.
+            VmFault::NeedMemory(_) => Err(Unresolved::NoMemory),
+            VmFault::SigSegv(SegvReason::NotMapped) => Err(Unresolved::Segv("nothing is mapped there")),
+            VmFault::SigSegv(SegvReason::Access) => Err(Unresolved::Segv("the mapping does not allow it")),
+            VmFault::SigBus => Err(Unresolved::Bus),
+        };
+    }
+}
+
+/// Handles a page fault of a user copy. Returns whether the copy can go on; if not it fails with EFAULT.
+///
+/// # Context
+/// A task that holds no lock of `mm`. May wait.
+pub fn user_copy_fault(addr: VirtAddr, error_code: u64) -> bool {
+    current_process().is_some_and(|process| resolve(&process, addr, error_code).is_ok())
+}
+
+/// Handles an exception of the running program: resolves a page fault, or ends the program.
+///
+/// # Context
+/// A task that holds nothing, on the way back to ring 3. May wait.
+pub fn user_exception(frame: &TrapFrame, fault_address: u64) {
+    let vector = u8::try_from(frame.vector()).unwrap_or(u8::MAX);
+    if vector == trap::PAGE_FAULT {
+        user_page_fault(frame, fault_address);
+        return;
+    }
+    let signal = match vector {
+        trap::DIVIDE | trap::X87 | trap::SIMD => Signal::Fpe,
+        trap::INVALID_OPCODE => Signal::Ill,
+        trap::BREAKPOINT | trap::DEBUG => Signal::Trap,
+        trap::ALIGNMENT => Signal::Bus,
+        _ => Signal::Segv,
+    };
+    end_program(
+        signal,
+        frame,
+        format_args!("{} (error code {:#x})", frame.name(), frame.error_code()),
+    );
+}
+
+fn user_page_fault(frame: &TrapFrame, address: u64) {
+    let verb = match access_of(frame.error_code()) {
+        Access::Read => "read of",
+        Access::Write => "write to",
+        Access::Exec => "jump to",
+    };
+    let outcome = match VirtAddr::try_new(address)
+        .ok()
+        .filter(|addr| addr.as_u64() < mm::USER_END)
+    {
+        Some(addr) => match current_process() {
+            Some(process) => resolve(&process, addr, frame.error_code()),
+            None => Err(Unresolved::Segv("no program runs here")),
+        },
+        None => Err(Unresolved::Segv("not an address of a program")),
+    };
+    match outcome {
+        Ok(()) => {}
+        Err(Unresolved::Segv(why)) => {
+            end_program(Signal::Segv, frame, format_args!("{verb} {address:#x}: {why}"));
+        }
+        Err(Unresolved::Bus) => {
+            end_program(
+                Signal::Bus,
+                frame,
+                format_args!("{verb} {address:#x}: its contents cannot be had"),
+            );
+        }
+        Err(Unresolved::NoMemory) => {
+            end_program(
+                Signal::Kill,
+                frame,
+                format_args!("{verb} {address:#x}: out of memory"),
+            );
+        }
+    }
+}
+
+/// Ends a program that would return to an address that is not a program's.
+pub fn bad_return_address(frame: &TrapFrame) {
+    end_program(
+        Signal::Segv,
+        frame,
+        format_args!("jump to {:#x}: not an address of a program", frame.rip),
+    );
+}
+
+/// Ends the running program with `signal`; its thread ends where it would return to ring 3.
+fn end_program(signal: Signal, frame: &TrapFrame, why: fmt::Arguments<'_>) {
+    let me = thread::current();
+    if let Some(process) = me.process() {
+        let (pid, name) = process.label();
+        crate::log::error!(
+            "fault: pid {pid} ({name}) ended by {}: {why}, at ip {:#x} sp {:#x}",
+            signal.name(),
+            frame.rip,
+            frame.rsp
+        );
+        process.end(signal.status());
+    }
+    me.end_at_return();
+}

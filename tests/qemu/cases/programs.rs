@@ -1,0 +1,192 @@
+//! Programs in ring 3, as `PROGRAM` of the machine: their output, their status, and what happens to files that are no
+//! programs.
+
+use std::{fs, path::PathBuf};
+
+use boot::{capture::Captured, initrd::Root, outcome::End};
+use libtest_mimic::Failed;
+
+use super::{Case, Need, Scratch, ensure};
+use crate::bench;
+
+/// The distribution's static busybox.
+pub(super) const BUSYBOX: &str = "/bin/busybox";
+const NEEDS_BUSYBOX: &[Need] = &[Need::Busybox];
+
+pub(super) fn cases() -> Vec<Case> {
+    let busybox = |name, run| Case::needing(name, NEEDS_BUSYBOX, run);
+    vec![
+        Case::new("programs::demonstration_keeps_its_promises", demonstration),
+        Case::new("programs::missing_program_is_named", missing_program),
+        Case::new("programs::text_is_no_program", text),
+        busybox("programs::busybox_echo_prints_hello", || {
+            prints(&["echo", "hello"], b"", b"hello\n")
+        }),
+        busybox(
+            "programs::busybox_echo_keeps_every_argument",
+            echo_keeps_arguments,
+        ),
+        busybox("programs::busybox_true_ends_with_0", || ends_with(&["true"], 0)),
+        busybox("programs::busybox_false_ends_with_1", || ends_with(&["false"], 1)),
+        busybox("programs::busybox_uname_says_what_runs", uname),
+        busybox("programs::busybox_sleep_sleeps", || ends_with(&["sleep", "1"], 0)),
+        busybox("programs::busybox_cat_returns_every_byte", cat_returns_every_byte),
+        busybox("programs::busybox_cat_sees_an_empty_input", || {
+            prints(&["cat"], b"", b"")
+        }),
+        busybox("programs::truncated_elf_is_refused", || {
+            refused("truncated", |elf| elf.truncate(1000))
+        }),
+        busybox("programs::half_an_elf_header_is_refused", || {
+            refused("header", |elf| elf.truncate(40))
+        }),
+        busybox("programs::elf_of_another_machine_is_refused", || {
+            refused("aarch64", |elf| elf[18] = 183)
+        }),
+        busybox("programs::elf_with_wild_program_headers_is_refused", || {
+            refused("headers", |elf| elf[32..40].copy_from_slice(&[0xff; 8]))
+        }),
+    ]
+}
+
+/// A root that holds busybox.
+pub(super) fn with_busybox() -> Root {
+    Root {
+        programs: vec![PathBuf::from(BUSYBOX)],
+        initramfs: None,
+    }
+}
+
+fn run(root: &Root, argv: &[&str], input: &[u8]) -> Result<Captured, Failed> {
+    let mut machine = bench::machine_with(root)?;
+    machine.argv = argv.iter().map(Into::into).collect();
+    machine.environment = vec!["PATH=/bin".into()];
+    bench::run(&machine, input)
+}
+
+/// Expects an orderly end with `status`.
+pub(super) fn ended(captured: &Captured, status: u8) -> Result<(), Failed> {
+    let kernel = bench::kernel()?;
+    let is_right = captured.end() == End::Orderly(status);
+    ensure(is_right, || {
+        format!(
+            "expected an orderly end with status {status}: {}",
+            captured.report(kernel)
+        )
+    })
+}
+
+fn busybox(applet: &[&str], input: &[u8]) -> Result<Captured, Failed> {
+    run(&with_busybox(), &[&["/bin/busybox"], applet].concat(), input)
+}
+
+fn prints(applet: &[&str], input: &[u8], expected: &[u8]) -> Result<(), Failed> {
+    let captured = busybox(applet, input)?;
+    ended(&captured, 0)?;
+    ensure(captured.stdout == expected, || {
+        format!("stdout is {:?}", captured.text())
+    })
+}
+
+fn ends_with(applet: &[&str], status: u8) -> Result<(), Failed> {
+    let captured = busybox(applet, b"")?;
+    ended(&captured, status)?;
+    ensure(captured.stdout.is_empty(), || {
+        format!("stdout is {:?}", captured.text())
+    })
+}
+
+fn demonstration() -> Result<(), Failed> {
+    let captured = run(&Root::default(), &["/bin/thp-demo"], b"")?;
+    ended(&captured, 0)?;
+    for word in ["AnonHugePages", "thp_split_pmd", "thp_deferred_split_page"] {
+        ensure(captured.text().contains(word), || {
+            format!("no {word} in:\n{}", captured.text())
+        })?;
+    }
+    Ok(())
+}
+
+/// Empty arguments, spaces, commas and quotes travel unchanged.
+fn echo_keeps_arguments() -> Result<(), Failed> {
+    prints(
+        &["echo", "a,b", "", "c  d", "\"e'", "é"],
+        b"",
+        "a,b  c  d \"e' é\n".as_bytes(),
+    )
+}
+
+fn uname() -> Result<(), Failed> {
+    let captured = busybox(&["uname", "-m"], b"")?;
+    ended(&captured, 0)?;
+    ensure(captured.text() == "x86_64\n", || {
+        format!("stdout is {:?}", captured.text())
+    })
+}
+
+/// Every byte value, many times, in no simple order.
+fn cat_returns_every_byte() -> Result<(), Failed> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    let input: Vec<u8> = (0..50_000).map(|_| next()).collect();
+    let captured = busybox(&["cat"], &input)?;
+    ended(&captured, 0)?;
+    let difference = input
+        .iter()
+        .zip(&captured.stdout)
+        .position(|(sent, came)| sent != came);
+    ensure(captured.stdout == input, || {
+        let lengths = (input.len(), captured.stdout.len());
+        format!(
+            "{} bytes sent, {} came; first difference at {difference:?}",
+            lengths.0, lengths.1
+        )
+    })
+}
+
+/// Expects that `program` does not start: status 126 or 127 as a shell would say, and a line that names it.
+fn does_not_start(captured: &Captured, program: &str) -> Result<(), Failed> {
+    let kernel = bench::kernel()?;
+    let is_right = matches!(captured.end(), End::Orderly(126 | 127));
+    ensure(is_right, || {
+        format!("expected status 126 or 127: {}", captured.report(kernel))
+    })?;
+    ensure(captured.log.contains(program), || {
+        format!("{program} is not named in:\n{}", captured.log)
+    })?;
+    ensure(captured.stdout.is_empty(), || {
+        format!("stdout is {:?}", captured.text())
+    })
+}
+
+fn missing_program() -> Result<(), Failed> {
+    does_not_start(
+        &run(&Root::default(), &["/bin/does-not-exist"], b"")?,
+        "/bin/does-not-exist",
+    )
+}
+
+fn text() -> Result<(), Failed> {
+    no_program("text", b"just text\n")
+}
+
+/// Runs a file with `contents` as a program that must not start.
+fn no_program(name: &str, contents: &[u8]) -> Result<(), Failed> {
+    let scratch = Scratch::new(name)?;
+    let root = Root {
+        programs: vec![scratch.file(name, contents)?.into()],
+        initramfs: None,
+    };
+    let program = format!("/bin/{name}");
+    does_not_start(&run(&root, &[&program], b"")?, &program)
+}
+
+/// The same for busybox after `damage`.
+fn refused(name: &str, damage: fn(&mut Vec<u8>)) -> Result<(), Failed> {
+    let mut elf = fs::read(BUSYBOX).map_err(|error| format!("cannot read {BUSYBOX}: {error}"))?;
+    damage(&mut elf);
+    no_program(name, &elf)
+}
