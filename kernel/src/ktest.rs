@@ -110,13 +110,13 @@ macro_rules! ktest_trials {
 pub use crate::ktest_trials as trials;
 
 unsafe extern "C" {
-    static __start_ktest_trials: Trial;
-    static __stop_ktest_trials: Trial;
+    static __start_ktest_trials: TrialHeader;
+    static __stop_ktest_trials: TrialHeader;
 }
 
 /// All trials of this kernel.
 fn all() -> &'static [Trial] {
-    let start = &raw const __start_ktest_trials;
+    let start = (&raw const __start_ktest_trials).cast::<Trial>();
     let bytes = (&raw const __stop_ktest_trials).addr() - start.addr();
     // SAFETY: the linker sets both symbols around the section, which holds nothing but trials.
     unsafe { core::slice::from_raw_parts(start, bytes / size_of::<Trial>()) }
