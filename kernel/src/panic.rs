@@ -188,9 +188,22 @@ struct Addresses {
 }
 
 impl Addresses {
+    /// Appends an address. Of a run of equal ones (a function that calls itself) the first few stand for all, so that
+    /// the rest of the way shows how it began.
     fn push(&mut self, address: u64) {
+        const MAX_REPEATS: usize = 3;
+        let bytes = address.to_le_bytes();
+        if self
+            .as_bytes()
+            .rchunks_exact(8)
+            .take_while(|last| **last == bytes)
+            .count()
+            >= MAX_REPEATS
+        {
+            return;
+        }
         if let Some(slot) = self.bytes.get_mut(self.len..self.len + 8) {
-            slot.copy_from_slice(&address.to_le_bytes());
+            slot.copy_from_slice(&bytes);
             self.len += 8;
         }
     }
@@ -207,7 +220,9 @@ impl Addresses {
 
 /// Follows frame pointers outwards: `[rbp]` is the caller's, `[rbp + 8]` the return address.
 fn walk_frames(mut frame_pointer: u64, addresses: &mut Addresses) {
-    for _ in 0..MAX_DEPTH {
+    /// Enough for a whole kernel stack of the smallest frames.
+    const MAX_FRAMES: usize = 2048;
+    for _ in 0..MAX_FRAMES {
         if !is_readable(frame_pointer) {
             return;
         }

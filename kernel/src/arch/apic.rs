@@ -110,11 +110,11 @@ pub fn init(topology: &Topology, memory: &mut EarlyMemory) -> Result<(), NoTable
 fn measure_timer() {
     write(REGISTER_TIMER_DIVIDER, DIVIDE_BY_16);
     write(REGISTER_TIMER, MASKED | u32::from(TIMER_VECTOR));
-    let start = || write(REGISTER_TIMER_INITIAL, u32::MAX);
-    let (ticks, steps) = clock::measure_beside_tsc(start, |()| u32::MAX - read(REGISTER_TIMER_CURRENT));
+    write(REGISTER_TIMER_INITIAL, u32::MAX);
+    // It counts down.
+    let rate = clock::measure_rate(|| u32::MAX - read(REGISTER_TIMER_CURRENT));
+    STEPS_PER_NANO.store(rate, Ordering::Relaxed);
     write(REGISTER_TIMER_INITIAL, 0);
-    let nanos = clock::ticks_to_nanos(ticks).max(1);
-    STEPS_PER_NANO.store((u64::from(steps) << 32) / nanos, Ordering::Relaxed);
     write(REGISTER_TIMER, u32::from(TIMER_VECTOR));
 }
 

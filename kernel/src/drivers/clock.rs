@@ -1,8 +1,10 @@
 //! Time: nanoseconds since the kernel started, and the date.
 //!
 //! The time stamp counter is the clock. Its rate is measured once against channel 2 of the PIT, whose frequency is
-//! fixed; the local APIC's timer is measured in the same window (see [`measure_beside_tsc`]). Under QEMU's
-//! instruction-count clock both count the same virtual time, so the result is as exact there.
+//! fixed: both are read together at the start and at the end of a few milliseconds, and of several such readings
+//! the one that took the least time counts, so that a host which stops the machine in between does no harm. Other
+//! timers are measured against this clock in the same way ([`measure_rate`]). Under QEMU's instruction-count clock
+//! all of them count the same virtual time, so the result is exact there.
 //!
 //! No locks: the rate is written once, before a second task exists.
 
@@ -15,14 +17,17 @@ use super::port::{inb, outb};
 const PIT_HZ: u64 = 1_193_182;
 const PIT_CHANNEL_2: u16 = 0x42;
 const PIT_COMMAND: u16 = 0x43;
-/// Channel 2, both bytes, mode 0 (output goes high at the end of the count).
+/// Channel 2, both bytes, mode 0: counts down once from what is written.
 const PIT_ONE_SHOT: u8 = 0b1011_0000;
+/// Freezes channel 2's count for the next two reads.
+const PIT_LATCH: u8 = 0b1000_0000;
 const SPEAKER_CONTROL: u16 = 0x61;
 const SPEAKER_GATE: u8 = 1;
 const SPEAKER_ON: u8 = 2;
-const SPEAKER_OUTPUT: u8 = 1 << 5;
-/// Length of the measurement: about 10 ms.
-const CALIBRATION_TICKS: u16 = 11_932;
+/// Length of a measurement in counter steps of unknown length: 4 to 8 ms on the processors there are.
+const WINDOW_TICKS: u64 = 16_000_000;
+/// Readings of which the quickest counts.
+const READINGS: usize = 8;
 
 const CMOS_INDEX: u16 = 0x70;
 const CMOS_DATA: u16 = 0x71;
@@ -68,9 +73,16 @@ pub fn wall_clock() -> Nanos {
 pub fn init() {
     let epoch = ticks();
     EPOCH.store(epoch, Ordering::Relaxed);
-    let (tsc_ticks, ()) = measure_beside_tsc(|| (), |()| ());
-    let window_nanos = u64::from(CALIBRATION_TICKS) * 1_000_000_000 / PIT_HZ;
-    let per_tick = (u128::from(window_nanos) << 32) / u128::from(tsc_ticks.max(1));
+    start_pit();
+    let start = read_beside_tsc(read_pit);
+    while ticks().wrapping_sub(start.ticks) < WINDOW_TICKS {
+        core::hint::spin_loop();
+    }
+    let end = read_beside_tsc(read_pit);
+    // It counts down.
+    let pit_steps = u64::from((start.value - end.value) & 0xffff).max(1);
+    let nanos = u128::from(pit_steps) * 1_000_000_000 / u128::from(PIT_HZ);
+    let per_tick = (nanos << 32) / u128::from(end.ticks - start.ticks);
     NANOS_PER_TICK.store(u64::try_from(per_tick).unwrap_or(u64::MAX), Ordering::Relaxed);
     BOOT_DATE.store(rtc::read_unix_seconds(), Ordering::Relaxed);
 }
@@ -81,30 +93,66 @@ pub fn tsc_khz() -> u64 {
     (1_000_000 << 32) / NANOS_PER_TICK.load(Ordering::Relaxed).max(1)
 }
 
-/// Calls `start`, lets about 10 ms of PIT time pass, calls `stop` with what `start` gave, and returns the steps of
-/// the time stamp counter in between with what `stop` gave.
-pub fn measure_beside_tsc<S, R>(start: impl FnOnce() -> S, stop: impl FnOnce(S) -> R) -> (u64, R) {
-    let [low, high] = CALIBRATION_TICKS.to_le_bytes();
-    // SAFETY: the speaker's control port has no effect beyond channel 2 and the speaker.
+/// A counter's value and the moment it had it.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    ticks: u64,
+    value: u32,
+}
+
+/// Reads a counter several times and returns the reading that took the least time.
+fn read_beside_tsc(read: impl Fn() -> u32) -> Reading {
+    let mut best = (u64::MAX, Reading { ticks: 0, value: 0 });
+    for _ in 0..READINGS {
+        let before = ticks();
+        let value = read();
+        let took = ticks() - before;
+        if took < best.0 {
+            best = (
+                took,
+                Reading {
+                    ticks: before + took / 2,
+                    value,
+                },
+            );
+        }
+    }
+    best.1
+}
+
+/// Lets channel 2 of the PIT count down from its largest value: 55 ms.
+fn start_pit() {
+    // SAFETY: reading the speaker's control port has no effect.
     let speaker = unsafe { inb(SPEAKER_CONTROL) } & !(SPEAKER_GATE | SPEAKER_ON);
     let sequence = [
         (SPEAKER_CONTROL, speaker | SPEAKER_GATE),
         (PIT_COMMAND, PIT_ONE_SHOT),
-        (PIT_CHANNEL_2, low),
-        (PIT_CHANNEL_2, high),
+        (PIT_CHANNEL_2, 0xff),
+        (PIT_CHANNEL_2, 0xff),
     ];
     for (port, value) in sequence {
-        // SAFETY: programs channel 2, which nothing else uses.
+        // SAFETY: programs channel 2 and the speaker's gate, which nothing else uses.
         unsafe { outb(port, value) };
     }
-    let started = start();
-    let begin = ticks();
-    // SAFETY: as above.
-    while unsafe { inb(SPEAKER_CONTROL) } & SPEAKER_OUTPUT == 0 {
-        core::hint::spin_loop();
-    }
-    let end = ticks();
-    (end - begin, stop(started))
+}
+
+fn read_pit() -> u32 {
+    // SAFETY: freezes channel 2's count, which nothing else uses.
+    unsafe { outb(PIT_COMMAND, PIT_LATCH) };
+    let bytes = [(); 2].map(|()| {
+        // SAFETY: reads one byte of the frozen count.
+        unsafe { inb(PIT_CHANNEL_2) }
+    });
+    u32::from(u16::from_le_bytes(bytes))
+}
+
+/// Measures a counter that runs upwards, and returns its steps per nanosecond as a 32.32 fixed-point number.
+pub fn measure_rate(read: impl Fn() -> u32) -> u64 {
+    let start = read_beside_tsc(&read);
+    spin_for(ticks_to_nanos(WINDOW_TICKS));
+    let end = read_beside_tsc(&read);
+    let nanos = ticks_to_nanos(end.ticks - start.ticks).max(1);
+    (u64::from(end.value.wrapping_sub(start.value)) << 32) / nanos
 }
 
 /// Lets `nanos` pass without giving the CPU away.
