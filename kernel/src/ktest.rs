@@ -16,6 +16,7 @@ use linux_abi::wire::{TrialHeader, record, trial_end};
 
 use crate::{
     boot::args::args,
+    check,
     drivers::host::{self, End},
     log,
 };
@@ -157,5 +158,5 @@ fn run_one(name: &[u8]) -> Result<(), alloc::string::String> {
         .find(|trial| trial.name() == name)
         .ok_or("this kernel has no such trial")?;
     (trial.run)();
-    crate::boot::memory::check_all()
+    check::check(&[]).map_err(|error| alloc::format!("the memory is not in order afterwards: {error}"))
 }

@@ -16,6 +16,7 @@ extern crate alloc;
 
 pub mod arch;
 pub mod boot;
+pub mod check;
 pub mod drivers;
 pub mod heap;
 pub mod init;

@@ -149,31 +149,3 @@ pub fn is_managed(pfn: Pfn) -> bool {
         .get()
         .is_some_and(|runs| runs.as_slice().iter().any(holds))
 }
-
-/// Calls `visit` with every block that the kernel itself took from `mm` with `alloc_pages` and still has: heap,
-/// kernel stacks, and the tables that map them. Nobody may take or give back such blocks meanwhile.
-pub fn for_each_owned_block(visit: &mut dyn FnMut(Pfn, mm::Order)) {
-    use crate::arch::paging::{self, Owned, PageSize};
-
-    paging::for_each_owned(&mut |pfn, owned| {
-        let order = match owned {
-            Owned::Mapped(PageSize::Pmd) => mm::PMD_ORDER,
-            Owned::Mapped(_) | Owned::Table => mm::Order::ZERO,
-        };
-        if is_managed(pfn) {
-            visit(pfn, order);
-        }
-    });
-}
-
-/// Runs the whole-memory checker over everything there is.
-///
-/// # Errors
-/// What is wrong, in words.
-#[cfg(feature = "ktest")]
-pub fn check_all() -> Result<(), alloc::string::String> {
-    match platform::mm().nr_bad_pages() {
-        0 => Ok(()),
-        bad => Err(alloc::format!("{bad} page records were found corrupt")),
-    }
-}

@@ -1,0 +1,75 @@
+//! The whole-memory checker on this machine: names every block that `mm` cannot see, so that its sums come out exact.
+//!
+//! | holder | blocks |
+//! |---|---|
+//! | heap, kernel stacks | what is mapped in their areas |
+//! | kernel page tables | the tables that map those areas |
+//!
+//! Everything else that the kernel uses was taken before `mm` started and is reserved.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use mm::{
+    AddressSpace, Order, PMD_ORDER, Pfn, Platform,
+    check::{Owners, Tally, Violation},
+};
+
+use crate::{
+    arch::paging::{self, Owned, PageSize},
+    boot::memory::is_managed,
+    platform::mm,
+};
+
+/// What the checker found.
+#[derive(Debug)]
+pub enum CheckError {
+    /// No memory for the checker's own notes; nothing was checked.
+    NoMemory,
+    /// The first rule that is broken.
+    Violation(Violation),
+}
+
+impl fmt::Display for CheckError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory => write!(f, "no memory for the checker's notes"),
+            Self::Violation(violation) => violation.fmt(f),
+        }
+    }
+}
+
+/// The kernel as a holder of memory.
+struct Kernel;
+
+impl Owners for Kernel {
+    fn for_each_block(&self, visit: &mut dyn FnMut(Pfn, Order)) {
+        paging::for_each_owned(&mut |pfn, owned| {
+            let order = match owned {
+                Owned::Mapped(PageSize::Pmd) => PMD_ORDER,
+                Owned::Mapped(_) | Owned::Table => Order::ZERO,
+            };
+            if is_managed(pfn) {
+                visit(pfn, order);
+            }
+        });
+    }
+}
+
+/// Checks all of memory. `spaces` are all address spaces there are.
+///
+/// # Context
+/// A quiet point: no thread is inside an operation of `mm`.
+///
+/// # Errors
+/// See [`CheckError`]; nothing was changed.
+pub fn check(spaces: &[&AddressSpace]) -> Result<(), CheckError> {
+    let frames = mm().platform().frames() as usize;
+    let mut tallies = Vec::new();
+    // Taken before the check, so that the heap's own growth is part of what is checked.
+    tallies
+        .try_reserve_exact(frames)
+        .map_err(|_| CheckError::NoMemory)?;
+    tallies.resize(frames, Tally::default());
+    mm::check::check(mm(), spaces, &Kernel, tallies.as_mut_slice()).map_err(CheckError::Violation)
+}
