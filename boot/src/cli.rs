@@ -22,8 +22,10 @@ use crate::{
     Error, Result, capture, cargo,
     channels::Record,
     image::{Firmware, Kernel, KernelProfile},
-    initrd::Root,
-    machine::{Accelerator, Clock, EndPoint, Finished, MAX_CPUS, MIN_MEMORY_MIB, Machine, Stopper, Streams},
+    initrd::{self, Root},
+    machine::{
+        self, Accelerator, Clock, EndPoint, Finished, MAX_CPUS, MIN_MEMORY_MIB, Machine, Stopper, Streams,
+    },
     outcome::End,
     terminal::{self, Keys, Raw},
 };
@@ -167,21 +169,23 @@ pub fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<u8> {
     options.check()?;
+    let root = Root {
+        programs: options.exec.clone(),
+        initramfs: options.initramfs.clone(),
+    };
+    let files = root.read()?;
     let firmware = if options.uefi {
         Firmware::Uefi
     } else {
         Firmware::Bios
     };
+    machine::find_tools(firmware)?;
     if !firmware.is_built_in() {
         return run_again_with(firmware);
     }
     let kernel = Kernel::build(options.profile)?;
-    let root = Root {
-        programs: options.exec.clone(),
-        initramfs: options.initramfs.clone(),
-    };
     let mut machine = options.machine(&kernel, firmware)?;
-    machine.initrd = Some(Arc::new(root.build()?));
+    machine.initrd = Some(Arc::new(files.over(&initrd::built_in()?)));
     if let Some(port) = options.gdb {
         eprintln!(
             "boot: waiting for a debugger: gdb {} -ex 'target remote :{port}'",
@@ -214,15 +218,6 @@ impl Options {
         if self.accel == Accelerator::Kvm {
             let device = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
             device.map_err(|error| Error::BadInput(format!("--accel kvm: cannot open /dev/kvm: {error}")))?;
-        }
-        for path in self.exec.iter().chain(&self.initramfs) {
-            // Files are read after the kernel is built; a mistyped name must not wait for that.
-            let file = fs::File::open(path)
-                .and_then(|file| file.metadata())
-                .map_err(Error::unreadable(path))?;
-            if !file.is_file() {
-                return Err(Error::BadInput(format!("{} is not a file", path.display())));
-            }
         }
         if self.program.first().is_some_and(|program| program.is_empty()) {
             return Err(Error::BadInput("PROGRAM is empty".into()));

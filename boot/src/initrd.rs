@@ -109,7 +109,7 @@ fn pad(bytes: &mut Vec<u8>, unit: usize) {
     bytes.resize(bytes.len().next_multiple_of(unit), 0);
 }
 
-/// What the machine's root directory is made of.
+/// What the user wants in the machine's root directory.
 #[derive(Debug, Default, Clone)]
 pub struct Root {
     /// Host files to put into /bin.
@@ -118,31 +118,33 @@ pub struct Root {
     pub initramfs: Option<PathBuf>,
 }
 
-impl Root {
-    /// Builds our own ring-3 programs and returns the whole initrd.
-    ///
-    /// # Errors
-    /// [`Error::Build`] when our programs do not compile, [`Error::BadInput`] when a file of the user cannot be read
-    /// or is not what it should be.
-    pub fn build(&self) -> Result<Vec<u8>> {
-        self.build_over(built_in)
-    }
+/// The user's files, read and found to be what they should be.
+#[derive(Debug, Clone)]
+pub struct RootFiles(Vec<u8>);
 
-    /// The same over the archive that `built_in` returns.
+impl Root {
+    /// Reads the files. Builds nothing: a mistyped name must not wait for a compiler.
     ///
     /// # Errors
-    /// As [`Root::build`].
-    pub fn build_over(&self, built_in: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
-        // The user's files first: a mistyped name must not wait for a build.
-        let initramfs = self.initramfs.as_deref().map(read_initramfs).transpose()?;
-        let programs = programs(&self.programs)?;
-        let mut bytes = built_in()?;
-        if let Some(initramfs) = initramfs {
-            bytes.extend_from_slice(&initramfs);
-            pad(&mut bytes, 512);
-        }
-        bytes.extend_from_slice(&programs);
-        Ok(bytes)
+    /// [`Error::BadInput`] when a file cannot be read or is not what it should be.
+    pub fn read(&self) -> Result<RootFiles> {
+        let mut bytes = self
+            .initramfs
+            .as_deref()
+            .map(read_initramfs)
+            .transpose()?
+            .unwrap_or_default();
+        pad(&mut bytes, 512);
+        bytes.extend_from_slice(&programs(&self.programs)?);
+        Ok(RootFiles(bytes))
+    }
+}
+
+impl RootFiles {
+    /// The whole initrd: these files over the archive `built_in` (see [`built_in`]).
+    #[must_use]
+    pub fn over(&self, built_in: &[u8]) -> Vec<u8> {
+        [built_in, &self.0].concat()
     }
 }
 

@@ -247,7 +247,7 @@ impl Machine {
             arguments.extend(["-fw_cfg".into(), argument.into()]);
             inherited.push(file);
         }
-        let child = spawn::spawn(QEMU, &arguments, inherited).map_err(missing_qemu)?;
+        let child = spawn::spawn(QEMU, &arguments, inherited).map_err(cannot_start)?;
         Running::new(child, Ports { com1, com2, records }, streams)
     }
 
@@ -371,14 +371,33 @@ fn memory_file(contents: &[u8]) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn missing_qemu(error: io::Error) -> Error {
+fn cannot_start(error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::NotFound {
-        return Error::Missing {
-            what: format!("QEMU ({QEMU})"),
-            package: QEMU_PACKAGE,
-        };
+        return no_qemu();
     }
     Error::io(format!("start {QEMU}"))(error)
+}
+
+fn no_qemu() -> Error {
+    Error::Missing {
+        what: format!("QEMU ({QEMU})"),
+        package: QEMU_PACKAGE,
+    }
+}
+
+/// Looks for QEMU and the firmware, so that their absence is told before anything is built.
+///
+/// # Errors
+/// [`Error::Missing`] names the package.
+pub fn find_tools(firmware: Firmware) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|folder| folder.join(QEMU).is_file()) {
+        return Err(no_qemu());
+    }
+    match firmware {
+        Firmware::Bios => Ok(()),
+        Firmware::Uefi => firmware::Ovmf::find().map(drop),
+    }
 }
 
 /// The host's ends of the channels.

@@ -79,11 +79,8 @@ pub(crate) fn machine() -> Result<Machine, String> {
 /// A default machine with `root` over the built-in one.
 pub(crate) fn machine_with(root: &Root) -> Result<Machine, String> {
     let mut machine = Machine::new(image()?.clone(), Firmware::Bios);
-    let built_in = built_in()?;
-    let initrd = root
-        .build_over(|| Ok(built_in.clone()))
-        .map_err(|error| error.to_string())?;
-    machine.initrd = Some(Arc::new(initrd));
+    let files = root.read().map_err(|error| error.to_string())?;
+    machine.initrd = Some(Arc::new(files.over(built_in()?)));
     Ok(machine)
 }
 

@@ -98,7 +98,7 @@ fn unreadable_files() -> Result<(), Failed> {
         &["--exec", "/does/not/exist"],
         &["/does/not/exist", "No such file"],
     )?;
-    refused(&["--exec", "/tmp"], &["/tmp", "not a file"])?;
+    refused(&["--exec", "/tmp"], &["/tmp", "directory"])?;
     refused(&["--initramfs", "/does/not/exist"], &["/does/not/exist"])
 }
 
