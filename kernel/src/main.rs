@@ -113,9 +113,13 @@ mod entry {
         kernel::init::run()
     }
 
+    /// Without names of trials, the kernel of the trials is an ordinary kernel: the host runs programs on it too.
     #[cfg(feature = "ktest")]
     fn run_first() {
-        kernel::ktest::run()
+        if args::args().tests().next().is_some() {
+            kernel::ktest::run()
+        }
+        kernel::init::run()
     }
 
     /// Returns the value, or ends the machine with one line that says what is missing.

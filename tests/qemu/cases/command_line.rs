@@ -223,5 +223,6 @@ fn program_output() -> Result<(), Failed> {
 
 /// The first time, this builds the boot loader for UEFI.
 fn uefi() -> Result<(), Failed> {
-    exits(&["--uefi", "--timeout", "120", "--", "/bin/thp-demo"], 0).map(drop)
+    let (text, _) = exits(&["--uefi", "--timeout", "120", "--", "/bin/thp-demo"], 0)?;
+    ensure(text.contains("AnonHugePages"), || format!("stdout:\n{text}"))
 }

@@ -11,7 +11,7 @@ use boot::{
 };
 use libtest_mimic::Failed;
 
-use super::{Case, Scratch, ensure, programs::ended};
+use super::{Case, Scratch, ensure, programs::demonstrated};
 use crate::bench;
 
 pub(super) fn cases() -> Vec<Case> {
@@ -56,7 +56,7 @@ fn demonstration(change: fn(&mut Machine)) -> Result<(), Failed> {
     let mut machine = bench::machine()?;
     machine.argv = vec!["/bin/thp-demo".into()];
     change(&mut machine);
-    ended(&bench::run(&machine, b"")?, 0)
+    demonstrated(&bench::run(&machine, b"")?)
 }
 
 fn unknown_words() -> Result<(), Failed> {
@@ -66,7 +66,7 @@ fn unknown_words() -> Result<(), Failed> {
         .map(OsString::from)
         .to_vec();
     let captured = bench::run(&machine, b"")?;
-    ended(&captured, 0)?;
+    demonstrated(&captured)?;
     for word in ["bogus", "nonsense", "sometimes"] {
         ensure(captured.log.contains(word), || {
             format!("{word} is not named in:\n{}", captured.log)
@@ -104,7 +104,7 @@ fn over_the_root(name: &str, archive: &[u8]) -> Result<Captured, Failed> {
     let mut machine = bench::machine_with(&root)?;
     machine.argv = vec!["/bin/thp-demo".into()];
     let captured = bench::run(&machine, b"")?;
-    ended(&captured, 0)?;
+    demonstrated(&captured)?;
     Ok(captured)
 }
 

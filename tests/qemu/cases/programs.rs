@@ -26,8 +26,7 @@ pub(super) fn cases() -> Vec<Case> {
             "programs::busybox_echo_keeps_every_argument",
             echo_keeps_arguments,
         ),
-        busybox("programs::busybox_true_ends_with_0", || ends_with(&["true"], 0)),
-        busybox("programs::busybox_false_ends_with_1", || ends_with(&["false"], 1)),
+        busybox("programs::busybox_true_and_false_differ", true_and_false),
         busybox("programs::busybox_uname_says_what_runs", uname),
         busybox("programs::busybox_sleep_sleeps", || ends_with(&["sleep", "1"], 0)),
         busybox("programs::busybox_cat_returns_every_byte", cat_returns_every_byte),
@@ -96,9 +95,19 @@ fn ends_with(applet: &[&str], status: u8) -> Result<(), Failed> {
     })
 }
 
+/// In one trial: a kernel that ran neither would still give one of the two.
+fn true_and_false() -> Result<(), Failed> {
+    ends_with(&["true"], 0)?;
+    ends_with(&["false"], 1)
+}
+
 fn demonstration() -> Result<(), Failed> {
-    let captured = run(&Root::default(), &["/bin/thp-demo"], b"")?;
-    ended(&captured, 0)?;
+    demonstrated(&run(&Root::default(), &["/bin/thp-demo"], b"")?)
+}
+
+/// Expects that the demonstration ran: it checks its own promises and says what it counted.
+pub(super) fn demonstrated(captured: &Captured) -> Result<(), Failed> {
+    ended(captured, 0)?;
     for word in ["AnonHugePages", "thp_split_pmd", "thp_deferred_split_page"] {
         ensure(captured.text().contains(word), || {
             format!("no {word} in:\n{}", captured.text())
