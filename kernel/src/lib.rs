@@ -18,12 +18,17 @@ pub mod arch;
 pub mod boot;
 pub mod check;
 pub mod drivers;
+pub mod exec;
 pub mod heap;
 pub mod init;
 #[cfg(feature = "ktest")]
 pub mod ktest;
 pub mod log;
+pub mod monitor;
 pub mod panic;
 pub mod platform;
+pub mod random;
 pub mod syscall;
 pub mod task;
+pub mod version;
+pub mod vfs;

@@ -218,12 +218,15 @@ impl VirtRange {
     }
 
     /// Returns the naturally aligned 2 MiB around `addr`.
+    ///
+    /// The last one of the lower half ends where addresses stop being canonical; its end is then the first address of
+    /// the upper half. It still compares above every user address, so no area covers that range.
     #[must_use]
     pub fn pmd(addr: VirtAddr) -> Self {
         let start = addr.align_down(PMD_SIZE);
         Self {
             start,
-            end: start + PMD_SIZE,
+            end: VirtAddr::new_truncate(start.as_u64() + PMD_SIZE),
         }
     }
 
@@ -298,6 +301,14 @@ mod tests {
         assert!(VirtRange::user(USER_END - 0x1000, 0x1000).is_some());
         assert_eq!(VirtRange::user(0x1000, u64::MAX), None);
         assert_eq!(VirtRange::user(u64::MAX - 0xfff, 0x1000), None);
+    }
+
+    #[test]
+    fn last_pmd_of_user_space_is_covered_by_no_area() {
+        let area = VirtRange::user(USER_END - 2 * PMD_SIZE, 2 * PMD_SIZE).expect("below the end");
+        let last = VirtRange::pmd(VirtAddr::new(USER_END - 1));
+        assert!(!area.covers(last));
+        assert_eq!(area.intersect(last).map(VirtRange::end), Some(area.end()));
     }
 
     #[test]

@@ -95,7 +95,8 @@ impl Default for FpuState {
 }
 
 /// Bytes that the enabled components need.
-fn state_bytes() -> usize {
+#[must_use]
+pub fn state_bytes() -> usize {
     /// EBX: bytes for the components enabled in XCR0.
     const XSAVE_LEAF: u32 = 13;
     if cpu::features().contains(Features::XSAVE) {

@@ -18,50 +18,14 @@ use core::fmt;
 use mm::{Access, FaultInfo, SegvReason, VirtAddr, VmFault};
 
 use super::{
-    process::Process,
+    process::{Outcome, Process},
+    signal::Signal,
     thread::{self, current_process},
 };
 use crate::{
     arch::trap::{self, TrapFrame},
     platform::mm,
 };
-
-/// Signals that exceptions become. The numbers are Linux's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Signal {
-    /// Illegal instruction.
-    Ill = 4,
-    /// Breakpoint or trace.
-    Trap = 5,
-    /// Access to memory that is there but cannot be had.
-    Bus = 7,
-    /// Arithmetic.
-    Fpe = 8,
-    /// Ended by force.
-    Kill = 9,
-    /// Access to memory that is not there or not allowed.
-    Segv = 11,
-}
-
-impl Signal {
-    /// The status of a program that this ends.
-    #[must_use]
-    pub const fn status(self) -> u8 {
-        128 + self as u8
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Ill => "SIGILL",
-            Self::Trap => "SIGTRAP",
-            Self::Bus => "SIGBUS",
-            Self::Fpe => "SIGFPE",
-            Self::Kill => "SIGKILL",
-            Self::Segv => "SIGSEGV",
-        }
-    }
-}
 
 /// Error code bits of a page fault.
 const WRITE: u64 = 1 << 1;
@@ -94,8 +58,11 @@ fn resolve(process: &Process, addr: VirtAddr, error_code: u64) -> Result<(), Unr
         addr,
         access: access_of(error_code),
     };
+    let Some(space) = process.space() else {
+        return Err(Unresolved::Segv("its memory is gone"));
+    };
     loop {
-        return match mm().handle_fault(process.space(), fault) {
+        return match mm().handle_fault(&space, fault) {
             VmFault::Done => Ok(()),
             VmFault::Retry => continue,
             // Nothing can be reclaimed yet, so a second try would end as the first.
@@ -126,11 +93,11 @@ pub fn user_exception(frame: &TrapFrame, fault_address: u64) {
         return;
     }
     let signal = match vector {
-        trap::DIVIDE | trap::X87 | trap::SIMD => Signal::Fpe,
-        trap::INVALID_OPCODE => Signal::Ill,
-        trap::BREAKPOINT | trap::DEBUG => Signal::Trap,
-        trap::ALIGNMENT => Signal::Bus,
-        _ => Signal::Segv,
+        trap::DIVIDE | trap::X87 | trap::SIMD => Signal::FPE,
+        trap::INVALID_OPCODE => Signal::ILL,
+        trap::BREAKPOINT | trap::DEBUG => Signal::TRAP,
+        trap::ALIGNMENT => Signal::BUS,
+        _ => Signal::SEGV,
     };
     end_program(
         signal,
@@ -158,18 +125,18 @@ fn user_page_fault(frame: &TrapFrame, address: u64) {
     match outcome {
         Ok(()) => {}
         Err(Unresolved::Segv(why)) => {
-            end_program(Signal::Segv, frame, format_args!("{verb} {address:#x}: {why}"));
+            end_program(Signal::SEGV, frame, format_args!("{verb} {address:#x}: {why}"));
         }
         Err(Unresolved::Bus) => {
             end_program(
-                Signal::Bus,
+                Signal::BUS,
                 frame,
                 format_args!("{verb} {address:#x}: its contents cannot be had"),
             );
         }
         Err(Unresolved::NoMemory) => {
             end_program(
-                Signal::Kill,
+                Signal::KILL,
                 frame,
                 format_args!("{verb} {address:#x}: out of memory"),
             );
@@ -180,7 +147,7 @@ fn user_page_fault(frame: &TrapFrame, address: u64) {
 /// Ends a program that would return to an address that is not a program's.
 pub fn bad_return_address(frame: &TrapFrame) {
     end_program(
-        Signal::Segv,
+        Signal::SEGV,
         frame,
         format_args!("jump to {:#x}: not an address of a program", frame.rip),
     );
@@ -190,14 +157,12 @@ pub fn bad_return_address(frame: &TrapFrame) {
 fn end_program(signal: Signal, frame: &TrapFrame, why: fmt::Arguments<'_>) {
     let me = thread::current();
     if let Some(process) = me.process() {
-        let (pid, name) = process.label();
         crate::log::error!(
-            "fault: pid {pid} ({name}) ended by {}: {why}, at ip {:#x} sp {:#x}",
-            signal.name(),
+            "fault: {process:?} ended by {signal}: {why}, at ip {:#x} sp {:#x}",
             frame.rip,
             frame.rsp
         );
-        process.end(signal.status());
+        process.end(Outcome::Killed(signal));
     }
     me.end_at_return();
 }

@@ -13,7 +13,8 @@
 //! | [`sched`] | the run queue, the switch, the time slice, idling |
 //! | [`wait`] | sleeping until somebody wakes a key, or a deadline |
 //! | [`fault`] | what a program's exceptions come to |
-//! | [`process`] | what threads of one program share |
+//! | [`process`], [`space`] | what threads of one program share; its memory |
+//! | [`signal`] | what a program wants done about signals, and what has arrived |
 //!
 //! One lock, [`sched`]'s, orders every change of a thread's state; it is held across the switch and passes from the
 //! thread that leaves to the thread that goes on. Interrupt handlers never take it. Threads give the CPU away where
@@ -23,5 +24,7 @@
 pub mod fault;
 pub mod process;
 pub mod sched;
+pub mod signal;
+pub mod space;
 pub mod thread;
 pub mod wait;

@@ -1,63 +1,404 @@
-//! What the threads of one program share.
+//! Processes: what belongs to one program that runs.
+//!
+//! ```text
+//!   process 1 = kernel task (init)          Process 2, 3, ...: one program each, one thread each
+//!        | spawn(path, argv, env)  ------------> exec::load, thread starts in ring 3
+//!        | wait ---------------- sleeps --------  exit_group or a fatal signal:
+//!        | <------- outcome ---------------------    gives files and address space back, leaves its outcome
+//! ```
+//! A process is found by its number until somebody has waited for it; then the number is forgotten.
+//!
+//! Locks: one spin lock per field, for a few instructions, never over a user copy, an operation of `mm`, or a wait.
 
-use mm::{AddressSpace, MmRef};
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
+use core::{
+    fmt,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use linux_abi::raw::general as abi;
 use spin::Mutex;
 
-use crate::platform::mm;
+use super::{
+    signal::{Delivery, Signal, Signals},
+    space::Space,
+    thread,
+    wait::WaitQueue,
+};
+use crate::{
+    exec::{self, ExecError, Program},
+    log,
+    vfs::{
+        self,
+        fd::{FdTable, NOFILE, NOFILE_MAX},
+        tree::{Place, Viewer},
+    },
+};
 
-/// A program in execution.
-#[derive(Debug)]
-pub struct Process {
-    /// Taken when the process is dropped.
-    space: Option<MmRef>,
-    /// How it ended: 0 to 255, or nothing yet.
-    status: Mutex<Option<u8>>,
+/// The number of a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Pid(u32);
+
+impl Pid {
+    /// Process 1: the kernel task that starts programs.
+    pub const INIT: Self = Self(1);
+
+    /// Reads a number as it is written in `/proc`: digits, no leading zero.
+    #[must_use]
+    pub fn parse(digits: &[u8]) -> Option<Self> {
+        let is_number = digits.iter().all(u8::is_ascii_digit) && digits.first() != Some(&b'0');
+        core::str::from_utf8(digits)
+            .ok()
+            .filter(|_| is_number)?
+            .parse()
+            .ok()
+            .map(Self)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
 }
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It said so, with this status.
+    Exited(u8),
+    /// A signal, or a fault of its own.
+    Killed(Signal),
+}
+
+impl Outcome {
+    /// The status that a shell would give it.
+    #[must_use]
+    pub const fn status(self) -> u8 {
+        match self {
+            Self::Exited(status) => status,
+            Self::Killed(signal) => 128 + signal.number(),
+        }
+    }
+}
+
+/// A limit: what holds now, and how far a process may raise it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limit {
+    /// What holds.
+    pub soft: u64,
+    /// How far it may be raised.
+    pub hard: u64,
+}
+
+impl Limit {
+    /// No limit.
+    pub const INFINITY: u64 = u64::MAX;
+
+    const NONE: Self = Self {
+        soft: Self::INFINITY,
+        hard: Self::INFINITY,
+    };
+}
+
+/// Number of limits.
+pub const NR_LIMITS: usize = abi::RLIM_NLIMITS as usize;
+
+/// Linux's defaults.
+fn default_limits() -> [Limit; NR_LIMITS] {
+    let mut limits = [Limit::NONE; NR_LIMITS];
+    limits[abi::RLIMIT_STACK as usize].soft = exec::stack::STACK_LIMIT;
+    limits[abi::RLIMIT_NOFILE as usize] = Limit {
+        soft: NOFILE as u64,
+        hard: NOFILE_MAX as u64,
+    };
+    limits[abi::RLIMIT_CORE as usize].soft = 0;
+    limits[abi::RLIMIT_NICE as usize] = Limit { soft: 0, hard: 0 };
+    limits[abi::RLIMIT_RTPRIO as usize] = Limit { soft: 0, hard: 0 };
+    limits[abi::RLIMIT_MEMLOCK as usize] = Limit {
+        soft: 8 << 20,
+        hard: 8 << 20,
+    };
+    limits
+}
+
+/// Where paths that do not begin with `/` begin.
+#[derive(Clone, Debug)]
+pub struct WorkingDirectory {
+    /// The directory.
+    pub place: Place,
+    /// Its path.
+    pub path: Box<[u8]>,
+}
+
+/// One program that runs, or has ended and was not waited for.
+pub struct Process {
+    pid: Pid,
+    /// Path of the program. Immutable.
+    exe: Box<[u8]>,
+    /// Arguments, each ended by NUL. Immutable.
+    cmdline: Box<[u8]>,
+    comm: Mutex<Vec<u8>>,
+    space: Mutex<Option<Space>>,
+    files: Mutex<FdTable>,
+    working_directory: Mutex<WorkingDirectory>,
+    umask: AtomicU32,
+    signals: Mutex<Signals>,
+    limits: Mutex<[Limit; NR_LIMITS]>,
+    /// Address of the list of robust futexes, as the program gave it.
+    robust_list: Mutex<u64>,
+    /// How it is going to end, once that is decided.
+    ending: Mutex<Option<Outcome>>,
+    /// How it ended. Set when nothing is left of it but this.
+    outcome: Mutex<Option<Outcome>>,
+    ended: WaitQueue,
+}
+
+/// Longest name of a program, without terminator.
+const COMM_MAX: usize = 15;
+
+static PROCESSES: Mutex<BTreeMap<Pid, Arc<Process>>> = Mutex::new(BTreeMap::new());
+static LAST_PID: AtomicU32 = AtomicU32::new(Pid::INIT.0);
 
 impl Process {
-    /// Wraps an address space.
+    fn new(program: &Program) -> Self {
+        let process = Self {
+            pid: Pid(LAST_PID.fetch_add(1, Ordering::AcqRel) + 1),
+            exe: program.path.clone(),
+            cmdline: program.cmdline.clone(),
+            comm: Mutex::new(Vec::new()),
+            space: Mutex::new(Some(program.space.clone())),
+            files: Mutex::new(FdTable::with_standard_streams()),
+            working_directory: Mutex::new(WorkingDirectory {
+                place: Place::ROOT,
+                path: (*b"/").into(),
+            }),
+            umask: AtomicU32::new(0o022),
+            signals: Mutex::new(Signals::new()),
+            limits: Mutex::new(default_limits()),
+            robust_list: Mutex::new(0),
+            ending: Mutex::new(None),
+            outcome: Mutex::new(None),
+            ended: WaitQueue::new(),
+        };
+        let name = process
+            .exe
+            .rsplit(|&byte| byte == b'/')
+            .next()
+            .unwrap_or_default();
+        process.set_comm(name);
+        process
+    }
+
+    /// Its number.
     #[must_use]
-    pub const fn new(space: MmRef) -> Self {
-        Self {
-            space: Some(space),
-            status: Mutex::new(None),
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Path of the program.
+    #[must_use]
+    pub fn exe(&self) -> &[u8] {
+        &self.exe
+    }
+
+    /// Arguments, each ended by NUL.
+    #[must_use]
+    pub fn cmdline(&self) -> &[u8] {
+        &self.cmdline
+    }
+
+    /// The name shown in lists.
+    #[must_use]
+    pub fn comm(&self) -> Vec<u8> {
+        self.comm.lock().clone()
+    }
+
+    /// Changes the name shown in lists; what is too long is cut.
+    pub fn set_comm(&self, name: &[u8]) {
+        *self.comm.lock() = name[..name.len().min(COMM_MAX)].into();
+    }
+
+    /// A reference to its address space; `None` once it has ended.
+    #[must_use]
+    pub fn space(&self) -> Option<Space> {
+        self.space.lock().clone()
+    }
+
+    /// Its descriptors.
+    #[must_use]
+    pub fn files(&self) -> &Mutex<FdTable> {
+        &self.files
+    }
+
+    /// Its working directory.
+    #[must_use]
+    pub fn working_directory(&self) -> WorkingDirectory {
+        self.working_directory.lock().clone()
+    }
+
+    /// Changes its working directory.
+    pub fn set_working_directory(&self, to: WorkingDirectory) {
+        *self.working_directory.lock() = to;
+    }
+
+    /// Sets the rights that new files lack, and returns what it was.
+    pub fn set_umask(&self, mask: u32) -> u32 {
+        self.umask.swap(mask & 0o777, Ordering::AcqRel)
+    }
+
+    /// Its signals.
+    #[must_use]
+    pub fn signals(&self) -> &Mutex<Signals> {
+        &self.signals
+    }
+
+    /// Its limits, by `RLIMIT_` number.
+    #[must_use]
+    pub fn limits(&self) -> &Mutex<[Limit; NR_LIMITS]> {
+        &self.limits
+    }
+
+    /// Address of its list of robust futexes.
+    #[must_use]
+    pub fn robust_list(&self) -> &Mutex<u64> {
+        &self.robust_list
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        *self.outcome.lock()
+    }
+
+    /// Sends it a signal. It takes effect when the process next leaves the kernel.
+    pub fn raise(&self, signal: Signal) {
+        self.signals.lock().raise(signal);
+    }
+
+    /// Sleeps until it has ended, forgets its number, and returns how it ended.
+    ///
+    /// # Context
+    /// May wait.
+    pub fn wait(&self) -> Outcome {
+        loop {
+            if let Some(outcome) = self.outcome() {
+                PROCESSES.lock().remove(&self.pid);
+                return outcome;
+            }
+            self.ended.wait_while(None, &mut || self.outcome().is_none());
         }
     }
 
-    /// Its memory.
-    ///
-    /// # Panics
-    /// Never: the space is there as long as the process is.
-    #[must_use]
-    pub fn space(&self) -> &AddressSpace {
-        self.space.as_ref().expect("invariant: only drop takes the space")
+    /// Decides how it ends, unless that is decided already, and lets the running thread, which is its own, end where
+    /// it would return to ring 3.
+    pub fn end(&self, outcome: Outcome) {
+        self.ending.lock().get_or_insert(outcome);
+        thread::current().end_at_return();
     }
 
-    /// Records how the program ends, unless that is known already.
-    pub fn end(&self, status: u8) {
-        self.status.lock().get_or_insert(status);
+    /// Called by its thread as the last thing it does, when no CPU uses the address space any more: gives back what the
+    /// process holds and leaves its outcome.
+    pub fn on_thread_exit(&self) {
+        self.files.lock().clear();
+        // Taken out under the lock, torn down after it.
+        let space = self.space.lock().take();
+        drop(space);
+        // A thread that ends without a word was ended from outside.
+        let outcome = self.ending.lock().unwrap_or(Outcome::Killed(Signal::KILL));
+        *self.outcome.lock() = Some(outcome);
+        self.ended.wake_all();
     }
 
-    /// How it ended.
-    #[must_use]
-    pub fn status(&self) -> Option<u8> {
-        *self.status.lock()
+    /// Acts on signals that have arrived: one of them may end the process.
+    pub fn deliver_signals(&self) {
+        let delivery = self.signals.lock().deliver();
+        let Delivery::End { signal, had_handler } = delivery else {
+            return;
+        };
+        if had_handler {
+            log::warn!(
+                "signal: {self:?} ended by {signal}; its handler was not called: that is not supported yet"
+            );
+        } else {
+            log::info!("signal: {self:?} ended by {signal}");
+        }
+        self.end(Outcome::Killed(signal));
     }
-
-    /// Its number and name, for log lines.
-    #[must_use]
-    pub const fn label(&self) -> (u32, &str) {
-        (0, "program")
-    }
-
-    /// Called by each of its threads as the last thing it does.
-    pub fn on_thread_exit(&self) {}
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(space) = self.space.take() {
-            mm().put_space(space);
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {} ({})", self.pid, self.comm().escape_ascii())
+    }
+}
+
+/// Starts a program.
+///
+/// # Errors
+/// See [`ExecError`]; nothing is left of the attempt.
+pub fn spawn(path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Arc<Process>, ExecError> {
+    let program = exec::load(path, argv, env)?;
+    let process = Arc::new(Process::new(&program));
+    vfs::tty::reset();
+    PROCESSES.lock().insert(process.pid, Arc::clone(&process));
+    let frame = program.frame;
+    // Only the process is to keep the space.
+    drop(program);
+    match thread::spawn_user("program", Arc::clone(&process), move || Some(frame)) {
+        Ok(_) => Ok(process),
+        Err(_) => {
+            PROCESSES.lock().remove(&process.pid);
+            Err(ExecError::NoMemory)
         }
+    }
+}
+
+/// The process of the running thread; `None` in a kernel task.
+#[must_use]
+pub fn current() -> Option<Arc<Process>> {
+    thread::current_process()
+}
+
+/// Finds a process by its number.
+#[must_use]
+pub fn find(pid: Pid) -> Option<Arc<Process>> {
+    PROCESSES.lock().get(&pid).cloned()
+}
+
+/// All processes, by number.
+#[must_use]
+pub fn all() -> Vec<Arc<Process>> {
+    PROCESSES.lock().values().cloned().collect()
+}
+
+/// Sends a signal to the process of the running thread, if it is one.
+pub fn raise_in_current(number: u32) {
+    if let (Some(process), Some(signal)) = (current(), Signal::new(number)) {
+        process.raise(signal);
+    }
+}
+
+/// The running process's view of `/proc`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CurrentViewer;
+
+impl Viewer for CurrentViewer {
+    fn pid(&self) -> Option<Pid> {
+        current().map(|process| process.pid)
+    }
+
+    fn exists(&self, pid: Pid) -> bool {
+        PROCESSES.lock().contains_key(&pid)
+    }
+
+    fn exe(&self, pid: Pid) -> Option<Box<[u8]>> {
+        find(pid).map(|process| process.exe.clone())
     }
 }

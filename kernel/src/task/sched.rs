@@ -1,13 +1,13 @@
 //! The run queue, the switch, the time slice, idling.
 //!
-//! *The lock.* `SCHEDULER` guards every thread's `Scheduled` part and all queues. Only
+//! *The lock.* [`SCHEDULER`] guards every thread's [`Scheduled`](super::thread::Scheduled) part and all queues. Only
 //! tasks take it, never interrupt handlers. It is the innermost lock of the kernel: nothing is allocated, freed, logged
-//! or dropped while it is held; what a switch leaves behind is dropped by `finish_switch` after unlocking.
+//! or dropped while it is held; what a switch leaves behind is dropped by [`finish_switch`] after unlocking.
 //!
 //! *The switch* happens with the lock held, so a thread is never picked up by another CPU before its registers are
 //! stored.
 //!
-//! *Address spaces.* A kernel thread runs in whatever space is there (`Scheduler::active` keeps it alive); a thread
+//! *Address spaces.* A kernel thread runs in whatever space is there ([`Scheduler::active`] keeps it alive); a thread
 //! that ends leaves its program's space first, so its memory goes away at once.
 //!
 //! *Time.* The timer is set to the end of the running program's slice or to the next deadline, whatever comes first.
@@ -19,7 +19,7 @@ use mm::{Nanos, WaitKey};
 use spin::{Mutex, MutexGuard, Once};
 
 use super::{
-    process::Process,
+    space::Space,
     thread::{self, State, Thread},
 };
 use crate::{
@@ -92,11 +92,11 @@ pub(super) struct Scheduler {
     /// When the running thread's turn ends.
     slice_end: Nanos,
     /// The address space in use, kept alive by this.
-    active: Option<Arc<Process>>,
+    active: Option<Space>,
     /// The thread that the last switch left, until the next thread has dropped it.
     left: Option<Arc<Thread>>,
     /// The address space that the last switch left.
-    left_space: Option<Arc<Process>>,
+    left_space: Option<Space>,
 }
 
 static SCHEDULER: Mutex<Scheduler> = Mutex::new(Scheduler {
@@ -274,8 +274,8 @@ fn switch_to(mut scheduler: Locked, me: &Thread, next: Arc<Thread>) {
     scheduler.set_timer(&next);
     // SAFETY: `me` runs here and the lock is held.
     unsafe { me.save_user_registers() };
-    if let Some(process) = next.process() {
-        scheduler.activate(process);
+    if let Some(space) = next.process().and_then(|process| process.space()) {
+        scheduler.activate(space);
     }
     // SAFETY: `next` is about to run here and the lock is held.
     unsafe { next.restore_user_registers() };
@@ -306,20 +306,20 @@ pub(super) fn finish_switch() {
 
 impl Scheduler {
     /// Makes this CPU use a program's address space.
-    fn activate(&mut self, process: Arc<Process>) {
+    fn activate(&mut self, space: Space) {
         if self
             .active
             .as_ref()
-            .is_some_and(|active| Arc::ptr_eq(active, &process))
+            .is_some_and(|active| active.root() == space.root())
         {
             return;
         }
         let cpu = percpu::this().id();
-        process.space().enter(cpu);
+        space.enter(cpu);
         // SAFETY: the root has the kernel's upper half, and `active` keeps it alive.
-        unsafe { cpu::write_cr3(process.space().root().start()) };
-        if let Some(old) = self.active.replace(process) {
-            old.space().leave(cpu);
+        unsafe { cpu::write_cr3(space.root().start()) };
+        if let Some(old) = self.active.replace(space) {
+            old.leave(cpu);
             self.left_space = Some(old);
         }
     }
@@ -333,7 +333,7 @@ pub(super) fn leave_address_space() {
         unsafe { cpu::write_cr3(paging::kernel_root()) };
         let old = scheduler.active.take();
         if let Some(old) = &old {
-            old.space().leave(percpu::this().id());
+            old.leave(percpu::this().id());
         }
         old
     };

@@ -1,0 +1,145 @@
+//! Fills a new address space with a program.
+
+use alloc::{boxed::Box, vec::Vec};
+use core::arch::x86_64::__cpuid;
+
+use linux_abi::errno::Errno;
+use mm::{
+    Access, MapError, MapRequest, PAGE_BYTES, Place as MapPlace, Prot, VirtAddr, VirtRange, VmFault, VmaFlags,
+};
+
+use super::{
+    ExecError,
+    elf::{self, Image, Segment},
+    stack::{Facts, InitialStack, STACK_LIMIT},
+};
+use crate::{
+    arch::{fpu, trap::TrapFrame},
+    platform::mm,
+    random,
+    task::{process::CurrentViewer, space::Space},
+    vfs::{
+        self,
+        tree::{Kind, LastLink, Place},
+    },
+};
+
+/// Address space kept free below the stack's top: Linux's least distance to the first mapping.
+const STACK_RESERVE: u64 = 128 << 20;
+/// Room for a signal's frame beside the processor's extended state.
+const SIGNAL_FRAME: u64 = 1024;
+
+/// A program that is ready to run.
+#[derive(Debug)]
+pub struct Program {
+    /// Its memory.
+    pub space: Space,
+    /// The registers it begins with.
+    pub frame: TrapFrame,
+    /// The path it was started by.
+    pub path: Box<[u8]>,
+    /// Its arguments, each ended by NUL.
+    pub cmdline: Box<[u8]>,
+}
+
+/// Makes a program ready to run. Paths begin at the root.
+///
+/// # Errors
+/// See [`ExecError`]; all memory is given back.
+///
+/// # Context
+/// May wait.
+pub fn load(path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Program, ExecError> {
+    let file = find(path).map_err(ExecError::Path)?;
+    let image = elf::parse(file, mm().nr_managed_pages() * PAGE_BYTES)?;
+    let mut own_random = [0; 16];
+    random::fill(&mut own_random);
+    let facts = Facts {
+        image: &image,
+        path,
+        hwcap: u64::from(__cpuid(1).edx),
+        // Nothing that the kernel would have to enable is.
+        hwcap2: 0,
+        min_signal_stack: fpu::state_bytes() as u64 + SIGNAL_FRAME,
+        random: own_random,
+    };
+    let stack = InitialStack::build(argv, env, &facts)?;
+
+    let space = Space::new().map_err(|_| ExecError::NoMemory)?;
+    for segment in &image.segments {
+        map_segment(&space, segment, file)?;
+    }
+    map_stack(&space, &image, &stack)?;
+    space.set_brk_base(image.brk);
+    space.set_stack_limit(STACK_LIMIT);
+    space.set_mmap_top(VirtAddr::new(InitialStack::TOP - STACK_RESERVE));
+    Ok(Program {
+        frame: TrapFrame::new_user(image.entry, stack.pointer()),
+        space,
+        path: path.into(),
+        cmdline: argv
+            .iter()
+            .flat_map(|arg| arg.iter().chain(&[0]))
+            .copied()
+            .collect::<Vec<_>>()
+            .into(),
+    })
+}
+
+/// The bytes of the program file at `path`.
+fn find(path: &[u8]) -> Result<&'static [u8], Errno> {
+    let tree = vfs::root();
+    let place = tree.walk(Place::ROOT, path, LastLink::Follow, &CurrentViewer)?;
+    let node = tree.node(place.node);
+    match node.kind() {
+        Kind::Regular(bytes) if node.attributes().mode & 0o111 != 0 => Ok(bytes),
+        _ => Err(Errno::EACCES),
+    }
+}
+
+fn map_segment(space: &Space, segment: &Segment, file: &[u8]) -> Result<(), ExecError> {
+    // Writable while it is filled; no other thread sees it.
+    map(space, segment.pages, Prot::READ | Prot::WRITE, VmaFlags::empty())?;
+    let bytes = &file[segment.file_start..segment.file_end];
+    fill(space, segment.pages.start(), bytes)?;
+    mm().mprotect(space, segment.pages, segment.prot)
+        .map_err(map_error)
+}
+
+fn map_stack(space: &Space, image: &Image, stack: &InitialStack) -> Result<(), ExecError> {
+    map(space, stack.pages(), image.stack_prot, VmaFlags::GROWSDOWN)?;
+    fill(space, stack.pointer(), stack.bytes())
+}
+
+fn map(space: &Space, pages: VirtRange, prot: Prot, flags: VmaFlags) -> Result<(), ExecError> {
+    let request = MapRequest {
+        hint: pages.start().as_u64(),
+        len: pages.bytes(),
+        prot,
+        place: MapPlace::Fixed,
+        flags,
+    };
+    mm().mmap(space, request).map(|_| ()).map_err(map_error)
+}
+
+/// Everything was checked before, so whatever goes wrong now is for want of memory.
+fn map_error(_: MapError) -> ExecError {
+    ExecError::NoMemory
+}
+
+/// Copies `bytes` to `addr` of a space that does not run.
+fn fill(space: &Space, addr: VirtAddr, bytes: &[u8]) -> Result<(), ExecError> {
+    let mut addr = addr;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let mut done = 0;
+        mm().with_user_page(space, addr, Access::Write, &mut |page| {
+            done = page.len().min(rest.len());
+            page[..done].copy_from_slice(&rest[..done]);
+        })
+        .map_err(|_: VmFault| ExecError::NoMemory)?;
+        rest = &rest[done..];
+        addr += done as u64;
+    }
+    Ok(())
+}

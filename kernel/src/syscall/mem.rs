@@ -1,0 +1,223 @@
+//! Memory: `mmap`, `munmap`, `mprotect`, `madvise`, `brk`.
+//!
+//! Only private anonymous memory exists. The checks here are those that Linux makes before it looks at the areas; the
+//! rest is `mm`'s.
+
+use linux_abi::{errno::Errno, raw::general as abi};
+use mm::{
+    Access, Advice, FaultInfo, MapRequest, PAGE_BYTES, Place, Prot, USER_END, VirtAddr, VirtRange, VmFault,
+    VmaFlags,
+};
+
+use super::{Call, Result, unsupported};
+use crate::{platform::mm, task::space::Space};
+
+/// Bits of `prot` that mean rights.
+const PROT_RIGHTS: u32 = abi::PROT_READ | abi::PROT_WRITE | abi::PROT_EXEC;
+/// Flags that need nothing done: all memory is like that here, or Linux ignores them too.
+const FLAGS_IGNORED: u32 = abi::MAP_STACK | abi::MAP_NONBLOCK | abi::MAP_DENYWRITE | abi::MAP_EXECUTABLE;
+/// Flags that are done.
+const FLAGS_DONE: u32 = abi::MAP_TYPE
+    | abi::MAP_ANONYMOUS
+    | abi::MAP_FIXED
+    | abi::MAP_FIXED_NOREPLACE
+    | abi::MAP_GROWSDOWN
+    | abi::MAP_NORESERVE
+    | abi::MAP_POPULATE;
+
+fn space(call: &Call<'_>) -> core::result::Result<Space, Errno> {
+    // A process that makes a system call has not ended.
+    call.process().space().ok_or(Errno::ENOMEM)
+}
+
+fn errno(error: mm::MapError) -> Errno {
+    match mm::Errno::from(error) {
+        mm::Errno::NoMem => Errno::ENOMEM,
+        mm::Errno::Exist => Errno::EEXIST,
+        mm::Errno::Inval => Errno::EINVAL,
+    }
+}
+
+/// The rights in `prot`; other bits are not rights.
+fn rights(prot: u32) -> Prot {
+    let mut rights = Prot::empty();
+    rights.set(Prot::READ, prot & abi::PROT_READ != 0);
+    rights.set(Prot::WRITE, prot & abi::PROT_WRITE != 0);
+    rights.set(Prot::EXEC, prot & abi::PROT_EXEC != 0);
+    rights
+}
+
+/// `mmap(addr, len, prot, flags, fd, offset)`.
+pub(super) fn mmap(call: &Call<'_>) -> Result {
+    let [addr, len, offset] = [call.raw(0), call.raw(1), call.raw(5)];
+    let (prot, flags) = (call.uint(2), call.uint(3));
+    if offset % PAGE_BYTES != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & abi::MAP_ANONYMOUS == 0 {
+        call.file(4)?;
+        return unsupported!(Errno::ENODEV, "mmap of a file");
+    }
+    if flags & abi::MAP_HUGETLB != 0 {
+        return unsupported!(
+            Errno::ENOMEM,
+            "mmap with MAP_HUGETLB: no page is set aside for it"
+        );
+    }
+    if len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    match flags & abi::MAP_TYPE {
+        abi::MAP_PRIVATE => {}
+        abi::MAP_SHARED | abi::MAP_SHARED_VALIDATE => {
+            return unsupported!(Errno::ENODEV, "mmap with MAP_SHARED: there is no shared memory");
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    let unknown = flags & !(FLAGS_DONE | FLAGS_IGNORED);
+    if unknown & abi::MAP_LOCKED != 0 {
+        return unsupported!(Errno::EAGAIN, "mmap with MAP_LOCKED: there is no mlock");
+    }
+    if unknown & abi::MAP_32BIT != 0 {
+        return unsupported!(Errno::ENOMEM, "mmap with MAP_32BIT");
+    }
+    // Linux ignores flags it does not know in private mappings.
+    map_anonymous(&space(call)?, addr, len, rights(prot), flags)
+}
+
+fn map_anonymous(space: &Space, addr: u64, len: u64, prot: Prot, flags: u32) -> Result {
+    let len = len
+        .checked_next_multiple_of(PAGE_BYTES)
+        .filter(|&len| len <= USER_END)
+        .ok_or(Errno::ENOMEM)?;
+    let place = if flags & abi::MAP_FIXED_NOREPLACE != 0 {
+        Place::FixedNoReplace
+    } else if flags & abi::MAP_FIXED != 0 {
+        Place::Fixed
+    } else {
+        Place::Hint
+    };
+    let hint = match place {
+        // Only a place that could be right is a hint at all.
+        Place::Hint => addr
+            .checked_next_multiple_of(PAGE_BYTES)
+            .filter(|&addr| addr < USER_END)
+            .unwrap_or(0),
+        Place::Fixed | Place::FixedNoReplace if !addr.is_multiple_of(PAGE_BYTES) => {
+            return Err(Errno::EINVAL);
+        }
+        Place::Fixed | Place::FixedNoReplace => addr,
+    };
+    if place != Place::Hint && VirtRange::user(hint, len).is_none() {
+        return Err(Errno::ENOMEM);
+    }
+    let mut area_flags = VmaFlags::empty();
+    area_flags.set(VmaFlags::GROWSDOWN, flags & abi::MAP_GROWSDOWN != 0);
+    area_flags.set(VmaFlags::NORESERVE, flags & abi::MAP_NORESERVE != 0);
+    let start = mm()
+        .mmap(
+            space,
+            MapRequest {
+                hint,
+                len,
+                prot,
+                place,
+                flags: area_flags,
+            },
+        )
+        .map_err(errno)?;
+    if flags & abi::MAP_POPULATE != 0
+        && flags & abi::MAP_NONBLOCK == 0
+        && let Some(range) = VirtRange::user(start.as_u64(), len)
+    {
+        populate(space, range, prot);
+    }
+    Ok(start.as_u64())
+}
+
+/// Faults every page in. As on Linux the mapping stands whether this succeeds or not.
+fn populate(space: &Space, range: VirtRange, prot: Prot) {
+    let access = match prot {
+        _ if prot.contains(Prot::WRITE) => Access::Write,
+        _ if prot.contains(Prot::READ) => Access::Read,
+        _ => return,
+    };
+    let mut addr = range.start();
+    while addr < range.end() {
+        match mm().handle_fault(space, FaultInfo { addr, access }) {
+            VmFault::Done => addr += PAGE_BYTES,
+            VmFault::Retry => {}
+            VmFault::NeedMemory(_) | VmFault::SigSegv(_) | VmFault::SigBus => return,
+        }
+    }
+}
+
+/// `munmap(addr, len)`.
+pub(super) fn munmap(call: &Call<'_>) -> Result {
+    let range = VirtRange::user(call.raw(0), call.raw(1)).ok_or(Errno::EINVAL)?;
+    let space = space(call)?;
+    mm().munmap(&space, range).map_err(errno)?;
+    Ok(0)
+}
+
+/// `mprotect(addr, len, prot)`.
+pub(super) fn mprotect(call: &Call<'_>) -> Result {
+    let (addr, len, prot) = (call.raw(0), call.raw(1), call.uint(2));
+    let grows = prot & (abi::PROT_GROWSDOWN | abi::PROT_GROWSUP);
+    if grows == abi::PROT_GROWSDOWN | abi::PROT_GROWSUP || addr % PAGE_BYTES != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if len == 0 {
+        return Ok(0);
+    }
+    // A length that wraps, or reaches past user space, names memory that is not mapped.
+    let range = VirtRange::user(addr, len).ok_or(Errno::ENOMEM)?;
+    if prot & !(PROT_RIGHTS | abi::PROT_SEM | grows) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if grows != 0 {
+        return unsupported!(Errno::EINVAL, "mprotect with PROT_GROWSDOWN or PROT_GROWSUP");
+    }
+    let space = space(call)?;
+    mm().mprotect(&space, range, rights(prot)).map_err(errno)?;
+    Ok(0)
+}
+
+/// `madvise(addr, len, advice)`.
+pub(super) fn madvise(call: &Call<'_>) -> Result {
+    let (addr, len) = (call.raw(0), call.raw(1));
+    let advice = match call.uint(2) {
+        // How to read ahead from a file: anonymous memory has none, so there is nothing to do differently.
+        abi::MADV_NORMAL | abi::MADV_RANDOM | abi::MADV_SEQUENTIAL | abi::MADV_WILLNEED => Advice::Normal,
+        // Linux may drop the contents at any moment from now on; here it is this moment.
+        abi::MADV_DONTNEED | abi::MADV_FREE => Advice::DontNeed,
+        abi::MADV_HUGEPAGE => Advice::HugePage,
+        abi::MADV_NOHUGEPAGE => Advice::NoHugePage,
+        other => return unsupported!(Errno::EINVAL, "madvise with advice {other}"),
+    };
+    if addr % PAGE_BYTES != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let rounded = len.checked_next_multiple_of(PAGE_BYTES).ok_or(Errno::EINVAL)?;
+    addr.checked_add(rounded).ok_or(Errno::EINVAL)?;
+    if rounded == 0 {
+        return Ok(0);
+    }
+    let range = VirtRange::user(addr, rounded).ok_or(Errno::ENOMEM)?;
+    let space = space(call)?;
+    mm().madvise(&space, range, advice).map_err(errno)?;
+    Ok(0)
+}
+
+/// `brk(end)`: returns the end that holds afterwards, changed or not.
+pub(super) fn brk(call: &Call<'_>) -> Result {
+    let space = space(call)?;
+    let wanted = call.raw(0);
+    // Outside user space is as good as no wish: the answer is the present end.
+    let wanted = if wanted < USER_END {
+        VirtAddr::new(wanted)
+    } else {
+        VirtAddr::zero()
+    };
+    Ok(mm().brk(&space, wanted).as_u64())
+}

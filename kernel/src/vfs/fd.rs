@@ -1,0 +1,131 @@
+//! The table of descriptors of one process.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use linux_abi::errno::Errno;
+
+use super::file::File;
+
+/// Descriptors a process may have unless it asks for more: Linux's default for `RLIMIT_NOFILE`.
+pub const NOFILE: usize = 1024;
+/// Most descriptors a process may ask for.
+pub const NOFILE_MAX: usize = 4096;
+
+/// What happens to a descriptor when its process runs another program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnExec {
+    /// It stays open.
+    Keep,
+    /// It is closed.
+    Close,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    file: Arc<File>,
+    on_exec: OnExec,
+}
+
+/// Descriptors, by number.
+#[derive(Debug, Default)]
+pub struct FdTable {
+    slots: Vec<Option<Slot>>,
+}
+
+impl FdTable {
+    /// Makes a table with the standard streams at 0, 1 and 2.
+    #[must_use]
+    pub fn with_standard_streams() -> Self {
+        let slots = File::standard_streams().map(|file| {
+            Some(Slot {
+                file: Arc::new(file),
+                on_exec: OnExec::Keep,
+            })
+        });
+        Self { slots: slots.into() }
+    }
+
+    fn slot(&self, fd: usize) -> Result<&Slot, Errno> {
+        self.slots.get(fd).and_then(Option::as_ref).ok_or(Errno::EBADF)
+    }
+
+    /// Returns the file behind a descriptor.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn get(&self, fd: usize) -> Result<Arc<File>, Errno> {
+        self.slot(fd).map(|slot| Arc::clone(&slot.file))
+    }
+
+    /// Returns what happens to a descriptor at exec.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn on_exec(&self, fd: usize) -> Result<OnExec, Errno> {
+        self.slot(fd).map(|slot| slot.on_exec)
+    }
+
+    /// Decides what happens to a descriptor at exec.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn set_on_exec(&mut self, fd: usize, on_exec: OnExec) -> Result<(), Errno> {
+        let slot = self
+            .slots
+            .get_mut(fd)
+            .and_then(Option::as_mut)
+            .ok_or(Errno::EBADF)?;
+        slot.on_exec = on_exec;
+        Ok(())
+    }
+
+    /// Gives `file` the lowest free descriptor that is at least `from` and below `limit`.
+    ///
+    /// # Errors
+    /// `EMFILE`: there is none.
+    pub fn open(
+        &mut self,
+        file: Arc<File>,
+        on_exec: OnExec,
+        from: usize,
+        limit: usize,
+    ) -> Result<usize, Errno> {
+        let free = (from..)
+            .find(|&fd| self.slots.get(fd).is_none_or(Option::is_none))
+            .unwrap_or(limit);
+        self.put(free, file, on_exec, limit)?;
+        Ok(free)
+    }
+
+    /// Makes `fd` stand for `file`; what it stood for is closed.
+    ///
+    /// # Errors
+    /// `EMFILE`: `fd` is not below `limit`.
+    pub fn put(&mut self, fd: usize, file: Arc<File>, on_exec: OnExec, limit: usize) -> Result<(), Errno> {
+        if fd >= limit.min(NOFILE_MAX) {
+            return Err(Errno::EMFILE);
+        }
+        if fd >= self.slots.len() {
+            self.slots.resize(fd + 1, None);
+        }
+        self.slots[fd] = Some(Slot { file, on_exec });
+        Ok(())
+    }
+
+    /// Closes a descriptor.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn close(&mut self, fd: usize) -> Result<(), Errno> {
+        self.slots
+            .get_mut(fd)
+            .and_then(Option::take)
+            .map(drop)
+            .ok_or(Errno::EBADF)
+    }
+
+    /// Closes all.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+    }
+}

@@ -1,0 +1,130 @@
+//! `/proc`: what the kernel knows, in Linux's formats.
+//!
+//! Formats only. Every number is asked from the memory manager's report, the process table or the clock at the moment
+//! of reading; a number that this kernel does not have is left out, never made up. So `meminfo` and `vmstat` have fewer
+//! lines than Linux's, in the same order and with the same columns.
+//!
+//! | file | kind |
+//! |---|---|
+//! | `kpageflags`, `kpagecount`, `PID/pagemap` | [`words`]: one u64 per page |
+//! | `meminfo`, `vmstat`, `buddyinfo`, `version` | [`system`]: text |
+//! | `PID/maps`, `PID/cmdline`, `PID/comm` | [`process`]: text |
+//! | `self`, `PID/exe` | links |
+
+pub mod process;
+pub mod system;
+pub mod words;
+
+use alloc::{boxed::Box, collections::BTreeMap};
+
+use linux_abi::{errno::Errno, raw::general as abi};
+
+pub use self::words::WordFile;
+use super::tree::{AddError, Attributes, Kind, Tree};
+use crate::task::process::Pid;
+
+/// A file of text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TextFile {
+    /// Totals of memory.
+    Meminfo,
+    /// Counters of events.
+    Vmstat,
+    /// Free blocks by order.
+    Buddyinfo,
+    /// What kernel this is.
+    Version,
+    /// Areas of a process.
+    Maps,
+    /// Arguments of a process.
+    Cmdline,
+    /// Name of a process.
+    Comm,
+}
+
+impl TextFile {
+    /// Makes the text as of now.
+    ///
+    /// # Errors
+    /// `ESRCH`: the process is gone.
+    pub fn text(self, process: Option<Pid>) -> Result<Box<[u8]>, Errno> {
+        let of_process =
+            |make: fn(Pid) -> Result<Box<[u8]>, Errno>| process.ok_or(Errno::ESRCH).and_then(make);
+        match self {
+            Self::Meminfo => Ok(system::meminfo()),
+            Self::Vmstat => Ok(system::vmstat()),
+            Self::Buddyinfo => Ok(system::buddyinfo()),
+            Self::Version => Ok(system::version()),
+            Self::Maps => of_process(process::maps),
+            Self::Cmdline => of_process(process::cmdline),
+            Self::Comm => of_process(process::comm),
+        }
+    }
+}
+
+/// What a computed file holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Text.
+    Text(TextFile),
+    /// One word per page.
+    Words(WordFile),
+}
+
+/// A computed file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProcFile(Content);
+
+impl ProcFile {
+    /// What it holds.
+    #[must_use]
+    pub const fn content(self) -> Content {
+        self.0
+    }
+}
+
+const fn text(file: TextFile) -> Kind {
+    Kind::Proc(ProcFile(Content::Text(file)))
+}
+
+const fn words(file: WordFile) -> Kind {
+    Kind::Proc(ProcFile(Content::Words(file)))
+}
+
+/// Adds `/proc`.
+///
+/// # Errors
+/// See [`Tree::add`].
+pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
+    let directory = || Kind::Directory(BTreeMap::new());
+    let directory_mode = Attributes::root(abi::S_IFDIR | 0o555);
+    let proc_root = tree.add(b"proc", directory(), directory_mode)?;
+    let process = tree.add(b"proc/PID", directory(), directory_mode)?;
+    let files = [
+        ("proc/meminfo", text(TextFile::Meminfo), 0o444),
+        ("proc/vmstat", text(TextFile::Vmstat), 0o444),
+        ("proc/buddyinfo", text(TextFile::Buddyinfo), 0o400),
+        ("proc/version", text(TextFile::Version), 0o444),
+        ("proc/kpageflags", words(WordFile::Kpageflags), 0o400),
+        ("proc/kpagecount", words(WordFile::Kpagecount), 0o400),
+        ("proc/PID/maps", text(TextFile::Maps), 0o444),
+        ("proc/PID/cmdline", text(TextFile::Cmdline), 0o444),
+        ("proc/PID/comm", text(TextFile::Comm), 0o444),
+        ("proc/PID/pagemap", words(WordFile::Pagemap), 0o400),
+    ];
+    for (path, kind, mode) in files {
+        tree.add(path.as_bytes(), kind, Attributes::root(abi::S_IFREG | mode))?;
+    }
+    tree.add(
+        b"proc/self",
+        Kind::ProcSelf,
+        Attributes::root(abi::S_IFLNK | 0o777),
+    )?;
+    tree.add(
+        b"proc/PID/exe",
+        Kind::ProcExe,
+        Attributes::root(abi::S_IFLNK | 0o777),
+    )?;
+    tree.set_proc(proc_root, process);
+    Ok(())
+}

@@ -1,0 +1,2 @@
+//! Checks of the system call interface, seen from ring 3.
+fn main() {}
