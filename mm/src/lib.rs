@@ -47,6 +47,8 @@ pub mod slab;
 pub mod split_pmd;
 pub mod sync;
 pub mod table;
+#[cfg(test)]
+mod testing;
 pub mod trace;
 pub mod vma;
 pub mod zap;

@@ -361,3 +361,221 @@ impl Backend for DoubleMap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The golden rows of mm's specification for one huge page in several address spaces, on the bare counters.
+
+    use super::*;
+    use crate::{flags::AllocFlags, memory::Memory, testing::Bench};
+
+    const N: u32 = HPAGE_PAGES;
+    const PAGES: i64 = N as i64;
+
+    /// A huge page and what is true of it: which address spaces map it how.
+    struct Subject<'a> {
+        mem: &'a Memory<Bench>,
+        head: Page<'a>,
+        /// Distinct base pages that are mapped, as the counters say.
+        mapped: i64,
+    }
+
+    impl<'a> Subject<'a> {
+        fn new(mem: &'a Memory<Bench>) -> Self {
+            let head = mem
+                .alloc_folio(PMD_ORDER, AllocFlags::empty())
+                .expect("room")
+                .into_raw();
+            DoubleMap::map_new_pmd(&head.lock_mapcount(mem.platform()));
+            Self {
+                mem,
+                head,
+                mapped: i64::from(HPAGE_PAGES),
+            }
+        }
+
+        fn locked<R>(&self, f: impl FnOnce(&Locked<'a>) -> R) -> R {
+            f(&self.head.lock_mapcount(self.mem.platform()))
+        }
+
+        fn fork(&mut self) {
+            self.mapped += i64::from(self.locked(DoubleMap::map_pmd));
+        }
+
+        fn split(&self) -> bool {
+            self.locked(DoubleMap::split_pmd)
+        }
+
+        fn unmap_ptes(&mut self, first: u32, nr: u32) -> Unmapped {
+            let gone = self.locked(|folio| DoubleMap::unmap_ptes(folio, first, nr));
+            self.mapped -= i64::from(gone.pages);
+            gone
+        }
+
+        fn unmap_pmd(&mut self) -> Unmapped {
+            let gone = self.locked(DoubleMap::unmap_pmd);
+            self.mapped -= i64::from(gone.pages);
+            gone
+        }
+
+        /// C, DM, raw 0, raw 7, mapcount 0, mapcount 7, total, mapped base pages.
+        fn row(&self) -> (u32, bool, i32, i32, u32, u32, u32, i64) {
+            let (counts, seventh) = (self.head.map_counts(), self.head.offset(7));
+            (
+                counts.entire,
+                self.head.is_double_mapped(),
+                self.head.raw_mapcount(),
+                seventh.raw_mapcount(),
+                self.head.mapcount(),
+                seventh.mapcount(),
+                counts.total,
+                self.mapped,
+            )
+        }
+
+        fn finish(self) {
+            assert_eq!(self.head.map_counts().total, 0, "the test leaves nothing mapped");
+            self.mem.put_refs(self.head, 1);
+        }
+    }
+
+    #[test]
+    fn three_spaces_split_and_unmap_in_turn() {
+        let mem = Bench::memory(4 * N);
+        let mut page = Subject::new(&mem);
+        assert_eq!(page.row(), (1, false, -1, -1, 1, 1, 1, PAGES));
+        page.fork();
+        page.fork();
+        assert_eq!(page.row(), (3, false, -1, -1, 3, 3, 3, PAGES));
+        assert!(!page.split());
+        assert_eq!(page.row(), (2, true, 1, 1, 3, 3, N + 2, PAGES));
+        assert!(!page.unmap_ptes(7, 1).partially);
+        assert_eq!(page.row(), (2, true, 1, 0, 3, 2, N + 1, PAGES));
+        assert!(!page.split());
+        assert_eq!(page.row(), (1, true, 2, 1, 3, 2, 2 * N, PAGES));
+        assert_eq!(
+            page.unmap_pmd(),
+            Unmapped {
+                pages: 0,
+                last_pmd: true,
+                partially: false
+            }
+        );
+        assert_eq!(page.row(), (0, false, 1, 0, 2, 1, 2 * N - 1, PAGES));
+        assert_eq!(
+            page.unmap_ptes(7, 1),
+            Unmapped {
+                pages: 1,
+                last_pmd: false,
+                partially: true
+            }
+        );
+        assert_eq!(page.row(), (0, false, 1, -1, 2, 0, 2 * N - 2, PAGES - 1));
+        for (first, nr) in [(0, 7), (8, N - 8), (0, 7), (8, N - 8)] {
+            page.unmap_ptes(first, nr);
+        }
+        page.finish();
+    }
+
+    #[test]
+    fn splitting_both_of_two_leaves_no_bias() {
+        let mem = Bench::memory(4 * N);
+        let mut page = Subject::new(&mem);
+        page.fork();
+        assert!(!page.split());
+        assert_eq!(
+            (page.head.offset(7).mapcount(), page.head.map_counts().total),
+            (2, N + 1)
+        );
+        assert!(page.split());
+        assert_eq!(page.row(), (0, false, 1, 1, 2, 2, 2 * N, PAGES));
+        assert_eq!(page.unmap_ptes(0, N).pages, 0);
+        let gone = page.unmap_ptes(0, N);
+        assert_eq!(
+            gone,
+            Unmapped {
+                pages: N,
+                last_pmd: false,
+                partially: false
+            },
+            "one batch is no partial unmap"
+        );
+        page.finish();
+    }
+
+    #[test]
+    fn last_pmd_takes_along_what_no_pte_maps() {
+        let mem = Bench::memory(4 * N);
+        let mut page = Subject::new(&mem);
+        page.fork();
+        page.split();
+        assert_eq!(page.unmap_ptes(0, N / 2).pages, 0);
+        assert_eq!(
+            page.unmap_pmd(),
+            Unmapped {
+                pages: N / 2,
+                last_pmd: true,
+                partially: true
+            }
+        );
+        assert_eq!((page.mapped, page.head.map_counts().total), (PAGES / 2, N / 2));
+        page.unmap_ptes(N / 2, N / 2);
+        page.finish();
+    }
+
+    #[test]
+    fn full_pte_unmap_under_another_pmd_is_not_partial() {
+        let mem = Bench::memory(4 * N);
+        let mut page = Subject::new(&mem);
+        page.fork();
+        page.split();
+        assert!(!page.unmap_ptes(0, N).partially);
+        assert_eq!(page.row(), (1, true, 0, 0, 1, 1, 1, PAGES));
+        assert_eq!(
+            page.unmap_pmd(),
+            Unmapped {
+                pages: N,
+                last_pmd: true,
+                partially: false
+            }
+        );
+        page.finish();
+    }
+
+    /// Linux counts these pages twice in AnonPages: PTEs come back first, then a PMD.
+    #[test]
+    fn mixed_remap_counts_every_page_once() {
+        let mem = Bench::memory(4 * N);
+        let mut page = Subject::new(&mem);
+        page.unmap_pmd();
+        let fresh = page.locked(|folio| DoubleMap::map_ptes(folio, 0, N));
+        assert_eq!(fresh, N);
+        assert_eq!(page.locked(DoubleMap::map_pmd), 0);
+        page.mapped = PAGES;
+        assert_eq!(page.row(), (1, true, 1, 1, 2, 2, N + 1, PAGES));
+        assert!(!page.unmap_ptes(0, N).partially, "the PMD still maps all of it");
+        assert_eq!(page.unmap_pmd().pages, N);
+        page.finish();
+    }
+
+    #[test]
+    fn pte_map_beside_a_pmd_enters_double_map() {
+        let mem = Bench::memory(4 * N);
+        let mut page = Subject::new(&mem);
+        assert_eq!(page.locked(|folio| DoubleMap::map_ptes(folio, 3, 2)), 0);
+        assert_eq!(
+            (page.head.offset(3).mapcount(), page.head.offset(5).mapcount()),
+            (2, 1)
+        );
+        assert_eq!(
+            page.unmap_pmd(),
+            Unmapped {
+                pages: N - 2,
+                last_pmd: true,
+                partially: true
+            }
+        );
+        page.unmap_ptes(3, 2);
+        page.finish();
+    }
+}

@@ -254,13 +254,15 @@ mod tests {
 
     #[test]
     fn chunks_end_at_pmd_boundaries_and_cover_the_range() {
-        let range = VirtRange::user(0x1ff000, 0x402000).expect("a user range");
+        const HUGE: u64 = PMD_SIZE;
+        let range = VirtRange::user(HUGE - PAGE_BYTES, 2 * HUGE + 2 * PAGE_BYTES).expect("a user range");
         let chunks = pmd_chunks(range).map(|chunk| (chunk.start().as_u64(), chunk.end().as_u64()));
+        let whole = |n: u64| (n * HUGE, (n + 1) * HUGE);
         let expected = [
-            (0x1ff000, 0x200000),
-            (0x200000, 0x400000),
-            (0x400000, 0x600000),
-            (0x600000, 0x601000),
+            (HUGE - PAGE_BYTES, HUGE),
+            whole(1),
+            whole(2),
+            (3 * HUGE, 3 * HUGE + PAGE_BYTES),
         ];
         assert!(chunks.eq(expected));
     }
