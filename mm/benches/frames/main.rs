@@ -3,6 +3,7 @@
 //! Every row runs all its contenders in turns, in one process. "ours" is `mm`; "linux layout" is the model in
 //! `linux_layout.rs`; "buddy_system_allocator" is the crate of that name behind a spin lock. A word of the command line
 //! that is not an option selects the rows whose title contains it.
+#![feature(thread_local)]
 #![expect(
     clippy::disallowed_types,
     reason = "the yardsticks are not mm: they use what their authors would"

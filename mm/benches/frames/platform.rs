@@ -13,12 +13,16 @@ use mm::{
     platform::{CpuId, CpuMask, Nanos, Platform, Stride, WaitKey},
 };
 
-thread_local! {
-    static CPU: Cell<u8> = const { Cell::new(0) };
-    static WALKING: Cell<u32> = const { Cell::new(0) };
-    static FLUSH_WAITS: Cell<bool> = const { Cell::new(false) };
-    static PREEMPT_COUNT: Cell<u32> = const { Cell::new(0) };
-}
+// What is a CPU's own lies in its segment, one instruction away, in the kernel as here: `thread_local!` would put a
+// function call around each.
+#[thread_local]
+static CPU: Cell<u8> = Cell::new(0);
+#[thread_local]
+static WALKING: Cell<u32> = Cell::new(0);
+#[thread_local]
+static FLUSH_WAITS: Cell<bool> = Cell::new(false);
+#[thread_local]
+static PREEMPT_COUNT: Cell<u32> = Cell::new(0);
 
 /// What a kernel does to begin and end a walk without locks: set a flag of the CPU, clear it, and look whether a flush
 /// waits.
