@@ -245,6 +245,29 @@ impl SimMachine {
         lock(&self.cpus[cpu.index()].tlb).len()
     }
 
+    /// Copies the bytes of `nr` frames that nobody writes to meanwhile.
+    ///
+    /// # Panics
+    /// Past the end of memory.
+    #[must_use]
+    pub fn frame_bytes(&self, pfn: Pfn, nr: u32) -> Vec<u8> {
+        assert!(pfn.raw() + nr <= self.frames);
+        let mut bytes = vec![0; nr as usize * PAGE_SIZE];
+        // SAFETY: the frames are inside the allocation, which no Rust reference aliases.
+        unsafe { core::ptr::copy_nonoverlapping(self.frame_ptr(pfn), bytes.as_mut_ptr(), bytes.len()) };
+        bytes
+    }
+
+    /// Fills `nr` frames, as a device or a stray pointer would.
+    ///
+    /// # Panics
+    /// Past the end of memory.
+    pub fn fill_frames(&self, pfn: Pfn, nr: u32, byte: u8) {
+        assert!(pfn.raw() + nr <= self.frames);
+        // SAFETY: as for `frame_bytes`.
+        unsafe { core::ptr::write_bytes(self.frame_ptr(pfn), byte, nr as usize * PAGE_SIZE) };
+    }
+
     /// Compares every cached translation with the tables. For quiet points: no operation of `mm` is under way.
     ///
     /// # Errors
