@@ -148,7 +148,7 @@ mod tests {
         let mut ledger = ledger(&["a", "b"], Expected::Returns);
         started(&mut ledger, "a");
         ledger.record("a", TestResult::Passed, "");
-        let (verdicts, rest) = ledger.close(End::Reset, "triple");
+        let (verdicts, rest) = ledger.close(End::Off, "triple");
         assert_eq!(
             verdicts,
             [("a".into(), Err("it passed, but then: triple".into()))]
@@ -172,7 +172,7 @@ mod tests {
 
         let mut resets = ledger(&["a"], Expected::Panics);
         started(&mut resets, "a");
-        assert!(resets.close(End::Reset, "").0[0].1.is_err());
+        assert!(resets.close(End::Off, "").0[0].1.is_err());
 
         let mut returns = ledger(&["a"], Expected::Panics);
         started(&mut returns, "a");

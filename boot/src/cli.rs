@@ -95,6 +95,10 @@ pub struct Options {
     #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "1234")]
     gdb: Option<u16>,
 
+    /// Write a disk image with kernel and root to FILE, for a machine of your own, and start nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["gdb", "timeout", "program"])]
+    image: Option<PathBuf>,
+
     /// Build of the kernel
     #[arg(long, value_name = "PROFILE", default_value = "release")]
     profile: KernelProfile,
@@ -179,13 +183,24 @@ fn run(options: &Options) -> Result<u8> {
     } else {
         Firmware::Bios
     };
-    machine::find_tools(firmware)?;
+    if options.image.is_none() {
+        machine::find_tools(firmware)?;
+    }
     if !firmware.is_built_in() {
         return run_again_with(firmware);
     }
     let kernel = Kernel::build(options.profile)?;
+    let initrd = files.over(&initrd::built_in()?);
+    if let Some(image) = &options.image {
+        kernel.standalone_image(firmware, &initrd, image)?;
+        eprintln!(
+            "boot: {} is bootable; it talks on the first serial port",
+            image.display()
+        );
+        return Ok(0);
+    }
     let mut machine = options.machine(&kernel, firmware)?;
-    machine.initrd = Some(Arc::new(files.over(&initrd::built_in()?)));
+    machine.initrd = Some(Arc::new(initrd));
     if let Some(port) = options.gdb {
         eprintln!(
             "boot: waiting for a debugger: gdb {} -ex 'target remote :{port}'",
@@ -226,7 +241,7 @@ impl Options {
     }
 
     fn machine(&self, kernel: &Kernel, firmware: Firmware) -> Result<Machine> {
-        let mut machine = Machine::new(kernel.disk_image(firmware, None)?, firmware);
+        let mut machine = Machine::new(kernel.disk_image(firmware)?, firmware);
         machine.memory_mib = self.memory;
         machine.cpus = self.smp.unwrap_or(if self.icount { 1 } else { 2 });
         machine.accelerator = self.accel;

@@ -99,23 +99,51 @@ impl Kernel {
         &self.elf
     }
 
-    /// Writes the disk image for `firmware`; with `ramdisk`, the boot loader hands that file to the kernel.
+    /// Writes the disk image for `firmware` beside the kernel and returns where it is.
     ///
     /// # Errors
     /// [`Error::Unexpected`] without `llvm-strip`, [`Error::Io`] when the target directory cannot be written,
     /// [`Error::BadInput`] when this build of the crate lacks the boot loader for `firmware`.
-    pub fn disk_image(&self, firmware: Firmware, ramdisk: Option<&Path>) -> Result<PathBuf> {
-        let stripped = strip(&self.elf, &self.elf.with_extension("stripped"))?;
+    pub fn disk_image(&self, firmware: Firmware) -> Result<PathBuf> {
         let image = self.elf.with_extension(firmware.suffix());
-        write_and_rename(&image, |path| {
-            let mut builder = bootloader::DiskImageBuilder::new(stripped.clone());
-            if let Some(ramdisk) = ramdisk {
-                builder.set_ramdisk(ramdisk.to_owned());
-            }
-            create(&builder, firmware, path)
-        })?;
+        // What the loader says on COM1 is shown when the kernel never comes to its first line.
+        let builder = self.builder(LoaderLog::Com1)?;
+        write_and_rename(&image, |path| create(&builder, firmware, path))?;
         Ok(image)
     }
+
+    /// Writes a disk image to `image` that needs nobody beside it: the boot loader hands `initrd` to the kernel.
+    ///
+    /// # Errors
+    /// As [`Kernel::disk_image`].
+    pub fn standalone_image(&self, firmware: Firmware, initrd: &[u8], image: &Path) -> Result<()> {
+        let ramdisk = self.elf.with_extension(format!("ramdisk-{}", process::id()));
+        fs::write(&ramdisk, initrd).map_err(Error::io(format!("write {}", ramdisk.display())))?;
+        let mut builder = self.builder(LoaderLog::Off)?;
+        builder.set_ramdisk(ramdisk.clone());
+        let written = write_and_rename(image, |path| create(&builder, firmware, path));
+        // The image holds its own copy.
+        let _ = fs::remove_file(ramdisk);
+        written
+    }
+
+    fn builder(&self, log: LoaderLog) -> Result<bootloader::DiskImageBuilder> {
+        let stripped = strip(&self.elf, &self.elf.with_extension("stripped"))?;
+        let mut builder = bootloader::DiskImageBuilder::new(stripped);
+        let mut config = bootloader::BootConfig::default();
+        // Nobody looks at the screen, and drawing letters on it costs 0.3 s of processor time under TCG.
+        config.frame_buffer_logging = false;
+        config.serial_logging = log == LoaderLog::Com1;
+        builder.set_boot_config(&config);
+        Ok(builder)
+    }
+}
+
+/// Where the boot loader tells what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LoaderLog {
+    Com1,
+    Off,
 }
 
 fn create(builder: &bootloader::DiskImageBuilder, firmware: Firmware, path: &Path) -> Result<()> {

@@ -66,6 +66,16 @@ pub enum Clock {
     InstructionCount,
 }
 
+/// Who stands beside the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Company {
+    /// This program: fw_cfg files, records, the exit device.
+    #[default]
+    Host,
+    /// Nobody: what a real computer would see. The fields that travel by fw_cfg have no effect.
+    Nobody,
+}
+
 /// What is at the host's end of one of the guest's standard streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EndPoint {
@@ -98,6 +108,8 @@ pub struct Machine {
     pub accelerator: Accelerator,
     /// What its time follows.
     pub clock: Clock,
+    /// Who stands beside it.
+    pub company: Company,
     /// TCP port on the local host where it waits for a debugger before its first instruction.
     pub gdb_port: Option<u16>,
     /// Kernel command line words.
@@ -209,6 +221,7 @@ impl Machine {
             cpus: 2,
             accelerator: Accelerator::default(),
             clock: Clock::default(),
+            company: Company::default(),
             gdb_port: None,
             words: Vec::new(),
             argv: Vec::new(),
@@ -290,8 +303,10 @@ impl Machine {
             add(&["-gdb", &format!("tcp:127.0.0.1:{port}"), "-S"]);
         }
         add(&["-serial", "chardev:com1", "-serial", "chardev:com2"]);
-        add(&["-device", "isa-debugcon,iobase=0xe9,chardev=records"]);
-        add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        if self.company == Company::Host {
+            add(&["-device", "isa-debugcon,iobase=0xe9,chardev=records"]);
+            add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+        }
         if self.firmware == Firmware::Uefi {
             list.extend(firmware::Ovmf::find()?.arguments());
         }
@@ -312,6 +327,9 @@ impl Machine {
     }
 
     fn fw_cfg_files(&self) -> Vec<(&'static str, Vec<u8>)> {
+        if self.company == Company::Nobody {
+            return Vec::new();
+        }
         let names = ["stdin", "stdout", "stderr"];
         let ends: Vec<String> = names
             .iter()

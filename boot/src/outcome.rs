@@ -8,7 +8,7 @@
 //! | `--timeout` ran out | killed | [`End::TimedOut`] | 124 |
 //! | whoever started it stopped it | killed | [`End::Stopped`] | 125 |
 //! | nobody reads our standard output any more | killed | [`End::OutputClosed`] | 141 |
-//! | a reset: a triple fault, or the firmware gave up | 0 | [`End::Reset`] | 125 |
+//! | a reset or power-off without a word: a triple fault, for one | 0 | [`End::Off`] | 125 |
 //! | anything else, or 0x10 without a record | any | [`End::Unknown`] | 125 |
 //!
 //! The exit device carries seven bits only, which is why the status itself travels in a record.
@@ -35,8 +35,8 @@ pub enum End {
     Stopped,
     /// It was stopped because its output had nowhere to go.
     OutputClosed,
-    /// The machine reset itself.
-    Reset,
+    /// The machine reset or switched itself off without saying how it ended.
+    Off,
     /// In no way that was agreed upon: QEMU's own status (if it was not killed by a signal).
     Unknown(Option<i32>),
 }
@@ -67,7 +67,7 @@ impl End {
             (_, _, Some(Cut::Timeout)) => Self::TimedOut,
             (_, _, Some(Cut::Stop)) => Self::Stopped,
             (_, _, Some(Cut::OutputClosed)) => Self::OutputClosed,
-            (Some(0), ..) => Self::Reset,
+            (Some(0), ..) => Self::Off,
             (other, ..) => Self::Unknown(other),
         }
     }
@@ -80,14 +80,14 @@ impl End {
             Self::Panicked => wire::STATUS_PANIC,
             Self::TimedOut => wire::STATUS_TIMEOUT,
             Self::OutputClosed => STATUS_BROKEN_PIPE,
-            Self::TestFailed | Self::Stopped | Self::Reset | Self::Unknown(_) => wire::STATUS_UNKNOWN,
+            Self::TestFailed | Self::Stopped | Self::Off | Self::Unknown(_) => wire::STATUS_UNKNOWN,
         }
     }
 
     /// Whether the end is one that only the log can explain.
     #[must_use]
     pub const fn needs_log(self) -> bool {
-        matches!(self, Self::Reset | Self::Unknown(_) | Self::TestFailed)
+        matches!(self, Self::Off | Self::Unknown(_) | Self::TestFailed)
     }
 }
 
@@ -100,7 +100,9 @@ impl fmt::Display for End {
             Self::TimedOut => f.write_str("the machine was cut off when its time was over"),
             Self::Stopped => f.write_str("the machine was stopped"),
             Self::OutputClosed => f.write_str("the machine was stopped: its output was closed"),
-            Self::Reset => f.write_str("the machine reset itself without an exit record (a triple fault?)"),
+            Self::Off => f.write_str(
+                "the machine reset or switched itself off without an exit record (a triple fault?)",
+            ),
             Self::Unknown(Some(status)) => write!(f, "QEMU ended with status {status} and no exit record"),
             Self::Unknown(None) => f.write_str("QEMU was killed by a signal"),
         }
@@ -136,7 +138,7 @@ mod tests {
             End::new(ExitStatus::from_raw(9), None, Some(Cut::Timeout)).status(),
             124
         );
-        assert_eq!(End::new(exited(0), None, None), End::Reset);
+        assert_eq!(End::new(exited(0), None, None), End::Off);
         assert_eq!(End::new(exited(1), Some(0), None), End::Unknown(Some(1)));
     }
 

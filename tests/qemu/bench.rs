@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use boot::{
     cargo::Build,
     image::{Firmware, Kernel, KernelProfile},
     initrd::{self, Root},
-    machine::Machine,
+    machine::{Company, Machine},
 };
 use libtest_mimic::Failed;
 
@@ -44,7 +44,7 @@ pub(crate) fn kernel() -> Result<&'static Kernel, String> {
 fn image() -> Result<&'static PathBuf, String> {
     static IMAGE: Once<PathBuf> = Once::new();
     let kernel = kernel()?;
-    IMAGE.get(|| kernel.disk_image(Firmware::Bios, None))
+    IMAGE.get(|| kernel.disk_image(Firmware::Bios))
 }
 
 fn built_in() -> Result<&'static Vec<u8>, String> {
@@ -81,6 +81,15 @@ pub(crate) fn machine_with(root: &Root) -> Result<Machine, String> {
     let mut machine = Machine::new(image()?.clone(), Firmware::Bios);
     let files = root.read().map_err(|error| error.to_string())?;
     machine.initrd = Some(Arc::new(files.over(built_in()?)));
+    Ok(machine)
+}
+
+/// A machine as it is without us beside it, whose image holds the built-in root; `image` is where to write that.
+pub(crate) fn lonely_machine(image: &Path) -> Result<Machine, String> {
+    let written = kernel()?.standalone_image(Firmware::Bios, built_in()?, image);
+    written.map_err(|error| error.to_string())?;
+    let mut machine = Machine::new(image.to_owned(), Firmware::Bios);
+    machine.company = Company::Nobody;
     Ok(machine)
 }
 

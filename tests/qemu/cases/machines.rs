@@ -38,11 +38,15 @@ pub(super) fn cases() -> Vec<Case> {
             damaged_initramfs,
         ),
         Case::new("machines::initramfs_cannot_leave_the_root", escaping_initramfs),
+        Case::new(
+            "machines::without_fw_cfg_the_image_brings_its_root",
+            without_fw_cfg,
+        ),
         Case::new("machines::deliberate_panic_has_a_symbolised_backtrace", || {
             crash("crash=panic", "panic")
         }),
         Case::new("machines::kernel_fault_prints_the_page_table_walk", || {
-            crash("crash=fault", "PML4")
+            crash("crash=fault", "page-table walk")
         }),
         Case::new("machines::kernel_stack_overflow_is_reported_as_such", || {
             crash("crash=stack", "stack overflow")
@@ -123,6 +127,18 @@ fn escaping_initramfs() -> Result<(), Failed> {
     let captured = over_the_root("escaping", &archive.finish())?;
     ensure(captured.log.contains("outside"), || {
         format!("the path is not named in:\n{}", captured.log)
+    })
+}
+
+/// Without us, everything is on COM1, and the end is a power-off.
+fn without_fw_cfg() -> Result<(), Failed> {
+    let scratch = Scratch::new("lonely")?;
+    let machine = bench::lonely_machine(&scratch.path().join("image"))?;
+    let captured = bench::run(&machine, b"poweroff\r")?;
+    let kernel = bench::kernel()?;
+    let is_right = captured.end() == End::Off && captured.text().contains("AnonHugePages");
+    ensure(is_right, || {
+        format!("no demonstration: {}", captured.report(kernel))
     })
 }
 
