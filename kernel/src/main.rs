@@ -56,12 +56,12 @@ mod entry {
         cpu::init();
         clock::init();
         let mut early = EarlyMemory::new(&info.memory_regions);
-        stop_if_too_small(memory::check(&early));
         let ramdisk = loader_ramdisk(info);
         let args = stop_if_too_small(args::read(&mut early, ramdisk).map_err(Into::into));
         if !args.host_listens() {
             uart::use_com1_for_everything();
         }
+        stop_if_too_small(memory::check(&early));
         config::init(args.cmdline_words());
         log::info!(
             "cleave {} on {} with {}",

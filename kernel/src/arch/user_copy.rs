@@ -3,7 +3,8 @@
 //! ```text
 //!   copy_to_user(addr, bytes) -> assembly with SMAP open -> fault? -> trap::exception -> resolve():
 //!        the program's page fault is handled exactly as if it had touched the address itself;
-//!        if that fails, execution goes on at the fixup, and the copy returns how far it got
+//!        if that fails, execution goes on at a fixup: a block is tried again byte by byte, a byte
+//!        ends the copy, which returns how far it got
 //! ```
 //! The range is checked to lie in user space before anything is touched, so a wild pointer can only reach the
 //! program's own memory.
@@ -26,7 +27,7 @@ use crate::task::fault;
 /// The program has no (suitable) memory somewhere in the range: EFAULT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
-    /// Bytes that were copied all the same, from the start.
+    /// Bytes that were copied all the same, from the start; exact.
     pub copied: usize,
 }
 
@@ -71,6 +72,8 @@ global_asm!(
     "cmp rcx, 64",
     "jae 2b",
     "3:",
+    ".globl user_copy_bytes",
+    "user_copy_bytes:",
     "test rcx, rcx",
     "jz 5f",
     "4:",
@@ -90,6 +93,7 @@ global_asm!(
 
 unsafe extern "C" {
     static user_copy: u8;
+    static user_copy_bytes: u8;
     static user_copy_end: u8;
 }
 
@@ -234,16 +238,19 @@ fn user_ptr(addr: VirtAddr) -> *mut u8 {
 /// Handles a page fault of ring 0. Returns whether execution may go on as `frame` now says: either the page is there,
 /// or the copy goes on at its fixup.
 pub(super) fn resolve(frame: &mut TrapFrame, address: u64) -> bool {
-    let fixup = (&raw const user_copy_end).addr() as u64;
-    let routine = (&raw const user_copy).addr() as u64..fixup;
-    if !routine.contains(&frame.rip) || address >= USER_END {
+    let start = (&raw const user_copy).addr() as u64;
+    let bytes = (&raw const user_copy_bytes).addr() as u64;
+    let end = (&raw const user_copy_end).addr() as u64;
+    if !(start..end).contains(&frame.rip) || address >= USER_END {
         return false;
     }
     super::interrupts_on();
     let resolved = fault::user_copy_fault(VirtAddr::new(address), frame.error_code());
     super::interrupts_off();
     if !resolved {
-        frame.rip = fixup;
+        // A block of 64 bytes that fails is tried again byte by byte, so that the count is exact; the registers are
+        // those of the block's start.
+        frame.rip = if frame.rip < bytes { bytes } else { end };
     }
     true
 }
