@@ -1,7 +1,7 @@
 //! Runs cargo for what has a target of its own: the kernel and the ring-3 programs.
 //!
 //! Cargo's messages are held back while they are few and fast, so that an up-to-date build is silent, and shown live
-//! from the moment a build takes longer than [`PATIENCE`]. Works inside `cargo run` and `cargo test` on the same
+//! from the moment a build takes longer than `PATIENCE`. Works inside `cargo run` and `cargo test` on the same
 //! target directory: the outer cargo has given up its lock before it starts us.
 
 use std::{

@@ -59,7 +59,7 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory)]
     memory: u32,
 
-    /// Put a host file into the machine as /bin/<its name>, executable (may repeat)
+    /// Put a host file into the machine as /bin/NAME, executable (may repeat)
     #[arg(long, value_name = "FILE")]
     exec: Vec<PathBuf>,
 

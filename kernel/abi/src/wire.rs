@@ -17,7 +17,7 @@ pub const MARK: [u8; 16] = *b"\x02CLEAVE-CHANNEL\x03";
 pub const RECORD_PORT: u16 = 0xe9;
 /// I/O port of isa-debug-exit.
 pub const EXIT_PORT: u16 = 0xf4;
-/// Written to [`EXIT_PORT`]: ended in order, the status is in the [`Record::Exit`] record. QEMU ends with 33.
+/// Written to [`EXIT_PORT`]: ended in order, the status is in the [`record::EXIT`] record. QEMU ends with 33.
 pub const EXIT_ORDERLY: u8 = 0x10;
 /// Written to [`EXIT_PORT`]: the kernel panicked. QEMU ends with 35, the host with [`STATUS_PANIC`].
 pub const EXIT_PANIC: u8 = 0x11;
@@ -38,7 +38,7 @@ pub const STATUS_TIMEOUT: u8 = 124;
 pub const STATUS_UNKNOWN: u8 = 125;
 
 /// Names of the fw_cfg files. Each holds NUL-terminated strings (never an empty file: QEMU refuses those), except
-/// [`INITRD`], which is raw.
+/// [`INITRD`](fw_cfg::INITRD), which is raw.
 pub mod fw_cfg {
     /// Kernel command line words.
     pub const CMDLINE: &str = "opt/cleave/cmdline";
