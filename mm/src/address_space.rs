@@ -3,18 +3,18 @@
 //! ```text
 //!   AddressSpace ── mmap lock (sleeping, reader-writer)
 //!      ├── areas: VmaTree          (W) changed under the lock for writing, (R) read under it
-//!      ├── root: Pfn               (I) never changes
-//!      ├── totals: rss, tables     (A) atomics, changed next to the entries they count
-//!      └── cpus                    (A) who may hold translations: the set for TLB flushes
+//!      ├── tables: PageTables      the tree, its size, who may hold translations; see `pgtable` for its locks
+//!      └── totals: rss, total_vm   (A) atomics, changed next to what they count
 //! ```
 //! Lifetime: [`MmRef`] is a user of the space (Linux `mm_users`); giving back the last one unmaps everything and frees
 //! the tables. Nothing else keeps a space alive yet.
 
 use crate::{
-    addr::{PAGE_BYTES, PAGE_SHIFT, Pfn, USER_END, VirtAddr, VirtRange},
+    addr::{PAGE_BYTES, Pfn, USER_END, VirtAddr, VirtRange},
     error::AllocError,
     flags::VmaFlags,
     memory::Memory,
+    pgtable::PageTables,
     platform::{CpuId, CpuMask, Platform},
     slab::{CacheId, Handle, Object},
     sync::{AtomicU32, AtomicU64, RwLock},
@@ -34,13 +34,11 @@ pub const DEFAULT_STACK_LIMIT: u64 = 8 << 20;
 #[derive(Debug)]
 pub struct AddressSpace {
     lock: RwLock,
-    root: Pfn,
+    tables: PageTables,
     areas: VmaTree,
     nr_areas: AtomicU32,
     total_vm: AtomicU64,
     rss_anon: AtomicU64,
-    nr_tables: AtomicU64,
-    cpus: AtomicU64,
     users: AtomicU32,
     brk_start: AtomicU64,
     brk_end: AtomicU64,
@@ -71,13 +69,11 @@ impl AddressSpace {
     fn new(root: Pfn) -> Self {
         Self {
             lock: RwLock::new(),
-            root,
+            tables: PageTables::new(root),
             areas: VmaTree::new(),
             nr_areas: AtomicU32::new(0),
             total_vm: AtomicU64::new(0),
             rss_anon: AtomicU64::new(0),
-            nr_tables: AtomicU64::new(1),
-            cpus: AtomicU64::new(0),
             users: AtomicU32::new(1),
             brk_start: AtomicU64::new(0),
             brk_end: AtomicU64::new(0),
@@ -89,7 +85,12 @@ impl AddressSpace {
     /// The frame of its top-level table. The platform owns entries 256 to 511 of it.
     #[must_use]
     pub fn root(&self) -> Pfn {
-        self.root
+        self.tables.root()
+    }
+
+    /// Its page tables.
+    pub(crate) fn tables(&self) -> &PageTables {
+        &self.tables
     }
 
     /// The mmap lock.
@@ -104,18 +105,18 @@ impl AddressSpace {
 
     /// Notes that `cpu` runs in this space and may hold translations of it.
     pub fn enter(&self, cpu: CpuId) {
-        self.cpus.fetch_or_acqrel(1 << cpu.index());
+        self.tables.enter(cpu);
     }
 
     /// Notes that `cpu` has dropped all translations of this space.
     pub fn leave(&self, cpu: CpuId) {
-        self.cpus.fetch_and_acqrel(!(1 << cpu.index()));
+        self.tables.leave(cpu);
     }
 
     /// CPUs that may hold translations.
     #[must_use]
     pub fn cpus(&self) -> CpuMask {
-        CpuMask::from_bits(self.cpus.load_acquire())
+        self.tables.cpus()
     }
 
     /// Resident anonymous base pages (invariant I13).
@@ -133,7 +134,7 @@ impl AddressSpace {
     /// Bytes in page tables of all levels, deposited ones included.
     #[must_use]
     pub fn pgtable_bytes(&self) -> u64 {
-        self.nr_tables.load_relaxed() << PAGE_SHIFT
+        self.tables.bytes()
     }
 
     /// Number of areas.
@@ -190,10 +191,6 @@ impl AddressSpace {
         add(&self.rss_anon, pages);
     }
 
-    pub(crate) fn add_tables(&self, tables: i64) {
-        add(&self.nr_tables, tables);
-    }
-
     pub(crate) fn add_total_vm(&self, pages: i64) {
         add(&self.total_vm, pages);
     }
@@ -246,10 +243,7 @@ impl<P: Platform> Memory<P> {
             space.nr_areas() == 0 && space.rss_pages() == 0,
             "{space:?}: freed but not empty"
         );
-        crate::vm_assert!(
-            space.nr_tables.load_relaxed() == 1,
-            "{space:?}: page tables leaked"
-        );
+        crate::vm_assert!(space.tables.is_bare(), "{space:?}: page tables leaked");
         self.free_table(space.root());
         // SAFETY: the last user is gone and nothing else holds a space.
         unsafe { self.free_object(space.space) }

@@ -533,7 +533,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
     fn space(&mut self, space: &AddressSpace) -> Result<(), Violation> {
         let mut totals = SpaceTotals::default();
         let mut result = Ok(());
-        self.mem.visit_tables(space, &mut |visit| {
+        self.mem.visit_tables(space.tables(), &mut |visit| {
             if result.is_ok() {
                 result = self.visit(space, visit, &mut totals);
             }

@@ -143,13 +143,18 @@ impl<P: Platform> Memory<P> {
             return Ok(());
         }
         self.isolate_range(space, range)?;
-        let mut gather = Gather::new(self, space);
+        let mut gather = Gather::new(self, space.tables());
         self.zap_range(space, range, &mut gather);
         while let Some(vma) = space.areas().overlapping(range).next() {
             self.remove_area(space, vma);
         }
         let all = VirtRange::new(VirtAddr::zero(), VirtAddr::new(USER_END)).unwrap_or(range);
-        self.remove_tables(space, range, space.areas().hole_around(range, all), &mut gather);
+        self.remove_tables(
+            space.tables(),
+            range,
+            space.areas().hole_around(range, all),
+            &mut gather,
+        );
         gather.finish();
         Ok(())
     }
@@ -184,7 +189,7 @@ impl<P: Platform> Memory<P> {
         };
         let upper = self.split_area(space, vma, at)?;
         if !at.is_aligned(crate::addr::PMD_SIZE)
-            && let Some(slot) = self.pmd_slot(space, at)
+            && let Some(slot) = self.pmd_slot(space.tables(), at)
         {
             self.split_pmd_slot(space, slot);
         }
@@ -247,7 +252,7 @@ impl<P: Platform> Memory<P> {
 
     fn dont_need(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
         let _mmap = space.lock().read(self.platform());
-        let mut gather = Gather::new(self, space);
+        let mut gather = Gather::new(self, space.tables());
         for vma in space.areas().overlapping(range) {
             if let Some(part) = vma.range().intersect(range) {
                 self.zap_range(space, part, &mut gather);

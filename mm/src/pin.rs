@@ -62,7 +62,7 @@ impl<P: Platform> Memory<P> {
     /// Takes a reference to what is mapped at `addr` now and allows `access`.
     fn lookup_page(&self, space: &AddressSpace, addr: VirtAddr, access: Access) -> Option<(Folio<'_>, Pfn)> {
         let _mmap = space.lock().read(self.platform());
-        let slot = self.pmd_slot(space, addr)?;
+        let slot = self.pmd_slot(space.tables(), addr)?;
         let allows = |prot: Prot| !prot.is_empty() && (access != Access::Write || prot.contains(Prot::WRITE));
         let pmds = self.lock_table(slot.table);
         match pmds.pmd(slot.index) {

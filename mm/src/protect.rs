@@ -36,7 +36,7 @@ impl<P: Platform> Memory<P> {
         let _mmap = space.lock().write(self.platform());
         let mapped = covered(space, range);
         self.isolate_range(space, range)?;
-        let mut gather = Gather::new(self, space);
+        let mut gather = Gather::new(self, space.tables());
         let mut reached = range.start();
         for vma in space.areas().overlapping(range) {
             if vma.start() > reached {
@@ -53,7 +53,7 @@ impl<P: Platform> Memory<P> {
 
     fn protect_pages(&self, space: &AddressSpace, vma: Handle<Vma>, gather: &mut Gather<'_, P>) {
         for chunk in pmd_chunks(vma.range()) {
-            let Some(slot) = self.pmd_slot(space, chunk.start()) else {
+            let Some(slot) = self.pmd_slot(space.tables(), chunk.start()) else {
                 continue;
             };
             if chunk != slot.span {

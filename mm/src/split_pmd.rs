@@ -35,7 +35,7 @@ impl<P: Platform> Memory<P> {
     /// Splits the huge mapping around `addr`, if there is one. Doing it twice is doing it once.
     pub fn split_huge_pmd(&self, space: &AddressSpace, addr: VirtAddr) {
         let _mmap = space.lock().read(self.platform());
-        if let Some(slot) = self.pmd_slot(space, addr) {
+        if let Some(slot) = self.pmd_slot(space.tables(), addr) {
             self.split_pmd_slot(space, slot);
         }
     }

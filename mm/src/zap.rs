@@ -33,7 +33,7 @@ impl<P: Platform> Memory<P> {
     /// Unmaps all pages of `range`. The mmap lock is held; areas and tables stay.
     pub(crate) fn zap_range(&self, space: &AddressSpace, range: VirtRange, gather: &mut Gather<'_, P>) {
         for chunk in pmd_chunks(range) {
-            if let Some(slot) = self.pmd_slot(space, chunk.start()) {
+            if let Some(slot) = self.pmd_slot(space.tables(), chunk.start()) {
                 self.zap_chunk(space, slot, chunk, gather);
             }
         }
@@ -64,7 +64,7 @@ impl<P: Platform> Memory<P> {
         }
         let entry = RawPmd(pmds.swap(slot.index, RawPmd::NONE.0)).decode();
         let table = self.withdraw_table(&pmds);
-        space.add_tables(-1);
+        space.tables().count(-1);
         space.add_rss(-i64::from(HPAGE_PAGES));
         if let PmdEntry::Huge { pfn, marks, .. } = entry {
             let head = self.pages().page(pfn);
@@ -124,12 +124,12 @@ impl<P: Platform> Memory<P> {
         };
         {
             let _mmap = space.lock().write(self.platform());
-            let mut gather = Gather::new(self, &space);
+            let mut gather = Gather::new(self, space.tables());
             let mut areas = space.areas().overlapping(user_range());
             areas
                 .by_ref()
                 .for_each(|vma| self.zap_range(&space, vma.range(), &mut gather));
-            self.remove_tables(&space, user_range(), user_range(), &mut gather);
+            self.remove_tables(space.tables(), user_range(), user_range(), &mut gather);
             gather.finish();
             while let Some(vma) = space.areas().find(VirtAddr::zero()) {
                 self.remove_area(&space, vma);

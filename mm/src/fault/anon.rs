@@ -65,7 +65,7 @@ impl<P: Platform> Memory<P> {
             return Ok(entry);
         }
         pmds.set_pmd(slot.index, PmdEntry::Table(fresh));
-        space.add_tables(1);
+        space.tables().count(1);
         Ok(PmdEntry::Table(fresh))
     }
 

@@ -72,7 +72,7 @@ impl<P: Platform> Memory<P> {
             },
         );
         space.add_rss(i64::from(HPAGE_PAGES));
-        space.add_tables(1);
+        space.tables().count(1);
         self.add(Counter::ThpFaultAlloc, 1);
         Ok(Outcome::Resolved(VmFault::Done))
     }

@@ -100,7 +100,7 @@ impl<P: Platform> Memory<P> {
         fault: FaultInfo,
     ) -> Result<VmFault, AllocError> {
         self.prepare_anon_vma(vma)?;
-        let slot = self.pmd_slot_alloc(space, fault.addr)?;
+        let slot = self.pmd_slot_alloc(space.tables(), fault.addr)?;
         match self.table(slot.table).pmd(slot.index) {
             PmdEntry::None if huge::eligible(vma, slot.span) => {
                 match self.fault_new_huge(space, vma, slot, fault)? {

@@ -7,10 +7,9 @@
 //! Everything that changes mappings works 2 MiB at a time: it asks for the [`PmdSlot`] of an address, locks its table,
 //! and decides by what it finds there.
 
-use super::{Gather, PmdEntry, PteEntry};
+use super::{Gather, PageTables, PmdEntry, PteEntry};
 use crate::{
     addr::{ENTRIES, ENTRIES_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD_SIZE, Pfn, VirtAddr, VirtRange, to_usize},
-    address_space::AddressSpace,
     error::AllocError,
     memory::Memory,
     platform::Platform,
@@ -107,8 +106,8 @@ pub(crate) fn pmd_chunks(range: VirtRange) -> impl Iterator<Item = VirtRange> {
 
 impl<P: Platform> Memory<P> {
     /// Finds the PMD entry for `addr`; `None` if a table above it is missing.
-    pub(crate) fn pmd_slot(&self, space: &AddressSpace, addr: VirtAddr) -> Option<PmdSlot> {
-        let mut table = space.root();
+    pub(crate) fn pmd_slot(&self, tree: &PageTables, addr: VirtAddr) -> Option<PmdSlot> {
+        let mut table = tree.root();
         for level in [Level::Pgd, Level::Pud] {
             let PmdEntry::Table(next) = self.table(table).pmd(level.index(addr)) else {
                 return None;
@@ -126,10 +125,10 @@ impl<P: Platform> Memory<P> {
     ///
     /// # Errors
     /// No frame for a table. Tables added before that stay, empty.
-    pub(crate) fn pmd_slot_alloc(&self, space: &AddressSpace, addr: VirtAddr) -> Result<PmdSlot, AllocError> {
-        let mut table = space.root();
+    pub(crate) fn pmd_slot_alloc(&self, tree: &PageTables, addr: VirtAddr) -> Result<PmdSlot, AllocError> {
+        let mut table = tree.root();
         for level in [Level::Pgd, Level::Pud] {
-            table = self.subtable(space, table, level.index(addr))?;
+            table = self.subtable(tree, table, level.index(addr))?;
         }
         Ok(PmdSlot {
             table,
@@ -139,7 +138,7 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Returns the table below entry `index` of `parent`, adding one if there is none.
-    fn subtable(&self, space: &AddressSpace, parent: Pfn, index: usize) -> Result<Pfn, AllocError> {
+    fn subtable(&self, tree: &PageTables, parent: Pfn, index: usize) -> Result<Pfn, AllocError> {
         if let PmdEntry::Table(table) = self.table(parent).pmd(index) {
             return Ok(table);
         }
@@ -151,7 +150,7 @@ impl<P: Platform> Memory<P> {
             return Ok(table);
         }
         locked.set_pmd(index, PmdEntry::Table(fresh));
-        space.add_tables(1);
+        tree.count(1);
         Ok(fresh)
     }
 
@@ -159,17 +158,17 @@ impl<P: Platform> Memory<P> {
     /// Everything in `range` is unmapped already, and the mmap lock is held for writing.
     pub(crate) fn remove_tables(
         &self,
-        space: &AddressSpace,
+        tree: &PageTables,
         range: VirtRange,
         gap: VirtRange,
         gather: &mut Gather<'_, P>,
     ) {
-        self.remove_tables_below(space, (Level::Pgd, space.root(), 0), range, gap, gather);
+        self.remove_tables_below(tree, (Level::Pgd, tree.root(), 0), range, gap, gather);
     }
 
     fn remove_tables_below(
         &self,
-        space: &AddressSpace,
+        tree: &PageTables,
         (level, table, base): (Level, Pfn, u64),
         range: VirtRange,
         gap: VirtRange,
@@ -183,7 +182,7 @@ impl<P: Platform> Memory<P> {
             let PmdEntry::Table(child) = self.table(table).pmd(to_usize(index)) else {
                 continue;
             };
-            self.remove_tables_below(space, (below, child, start), range, gap, gather);
+            self.remove_tables_below(tree, (below, child, start), range, gap, gather);
             let end = start + level.entry_bytes();
             if gap.start().as_u64() <= start && end <= gap.end().as_u64() {
                 crate::vm_assert!(
@@ -191,7 +190,7 @@ impl<P: Platform> Memory<P> {
                     "a table is removed that still maps something"
                 );
                 self.lock_table(table).set_pmd(to_usize(index), PmdEntry::None);
-                space.add_tables(-1);
+                tree.count(-1);
                 let span = VirtRange::new(VirtAddr::new(start), VirtAddr::new(end));
                 gather.table(child, span.unwrap_or(range));
             }
@@ -200,8 +199,8 @@ impl<P: Platform> Memory<P> {
 
     /// Shows `visit` every table and every used entry of `space`, in address order. Takes no lock: an entry that
     /// changes meanwhile is seen before or after. The caller keeps tables from being freed (mmap lock).
-    pub(crate) fn visit_tables(&self, space: &AddressSpace, visit: &mut dyn FnMut(Visit)) {
-        self.visit_table(Level::Pgd, space.root(), 0, visit);
+    pub(crate) fn visit_tables(&self, tree: &PageTables, visit: &mut dyn FnMut(Visit)) {
+        self.visit_table(Level::Pgd, tree.root(), 0, visit);
     }
 
     fn visit_table(&self, level: Level, pfn: Pfn, base: u64, visit: &mut dyn FnMut(Visit)) {
@@ -235,8 +234,8 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Reads the leaf entry that translates `addr`, without locks: a snapshot for reports.
-    pub(crate) fn leaf(&self, space: &AddressSpace, addr: VirtAddr) -> Option<Visit> {
-        let slot = self.pmd_slot(space, addr)?;
+    pub(crate) fn leaf(&self, tree: &PageTables, addr: VirtAddr) -> Option<Visit> {
+        let slot = self.pmd_slot(tree, addr)?;
         match self.table(slot.table).pmd(slot.index) {
             PmdEntry::None => None,
             PmdEntry::Table(table) => {

@@ -6,9 +6,9 @@
 //! ```
 //! A full gather flushes and frees what it has and goes on, so it needs no memory of its own.
 
+use super::PageTables;
 use crate::{
     addr::{Pfn, VirtRange},
-    address_space::AddressSpace,
     memory::Memory,
     page::Page,
     platform::{Platform, Stride},
@@ -28,7 +28,7 @@ enum Held {
 #[must_use = "what was gathered is freed by finish"]
 pub struct Gather<'m, P: Platform> {
     mem: &'m Memory<P>,
-    space: &'m AddressSpace,
+    tree: &'m PageTables,
     held: [Held; SLOTS],
     used: usize,
     range: Option<VirtRange>,
@@ -36,12 +36,12 @@ pub struct Gather<'m, P: Platform> {
 }
 
 impl<'m, P: Platform> Gather<'m, P> {
-    /// Begins to gather what is removed from `space`.
-    pub fn new(mem: &'m Memory<P>, space: &'m AddressSpace) -> Self {
+    /// Begins to gather what is removed from `tree`.
+    pub fn new(mem: &'m Memory<P>, tree: &'m PageTables) -> Self {
         let held = [Held::Table(Pfn::new(0)); SLOTS];
         Self {
             mem,
-            space,
+            tree,
             held,
             used: 0,
             range: None,
@@ -104,7 +104,7 @@ impl<'m, P: Platform> Gather<'m, P> {
         if let Some(range) = self.range.take() {
             self.mem
                 .platform()
-                .flush_tlb(self.space.cpus(), range, self.stride);
+                .flush_tlb(self.tree.cpus(), range, self.stride);
         }
         for held in &self.held[..self.used] {
             match *held {

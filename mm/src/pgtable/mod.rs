@@ -21,10 +21,12 @@ pub mod cursor;
 pub mod entry;
 mod gather;
 mod table;
+mod tree;
 
 pub use cursor::{PmdSlot, Visit};
 pub use entry::{MigrationKind, PmdEntry, PteEntry, RawPmd, RawPte};
 pub use gather::Gather;
 pub use table::PtLock;
+pub use tree::PageTables;
 
 pub use crate::table::Table;

@@ -28,7 +28,7 @@ pub fn pagemap<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAdd
         let once = mem.pages().get(pfn).is_some_and(|page| page.mapcount() == 1);
         PRESENT | soft(marks) | if once { EXCLUSIVE } else { 0 } | u64::from(pfn.raw())
     };
-    match mem.leaf(space, addr) {
+    match mem.leaf(space.tables(), addr) {
         Some(Visit::Pte(_, PteEntry::Present { pfn, marks, .. })) => present(pfn, marks),
         Some(Visit::Pmd(start, PmdEntry::Huge { pfn, marks, .. })) => {
             let subpage = u32::try_from((addr - start) % PMD_SIZE / PAGE_BYTES).unwrap_or(0);
@@ -58,7 +58,7 @@ pub fn leaf<P: Platform>(
             letter(Prot::EXEC, 'x'),
         ]
     };
-    let (level, pfn, prot) = match mem.leaf(space, addr) {
+    let (level, pfn, prot) = match mem.leaf(space.tables(), addr) {
         Some(Visit::Pte(_, PteEntry::Present { pfn, prot, .. })) => ("PTE", pfn, prot),
         Some(Visit::Pmd(_, PmdEntry::Huge { pfn, prot, .. })) => ("PMD", pfn, prot),
         Some(_) => {
