@@ -177,9 +177,17 @@ fn step(sim: &Sim, model: &mut Model, op: &Op) {
     }
 }
 
+/// How many sequences to try: `PROPTEST_CASES`, or so many.
+fn cases(otherwise: u32) -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(otherwise)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { 64 },
+        cases: if cfg!(miri) { 2 } else { cases(64) },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

@@ -117,9 +117,17 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// How many sequences to try: `PROPTEST_CASES`, or so many.
+fn cases(otherwise: u32) -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(otherwise)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 4 } else { 1500 },
+        cases: if cfg!(miri) { 4 } else { cases(1500) },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

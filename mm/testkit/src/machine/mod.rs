@@ -258,6 +258,18 @@ impl SimMachine {
         bytes
     }
 
+    /// Reads one byte of memory that nobody writes to meanwhile.
+    ///
+    /// # Panics
+    /// Past the end of memory.
+    #[must_use]
+    pub fn byte(&self, address: u64) -> u8 {
+        let offset = usize::try_from(address).expect("invariant: usize is 64 bits");
+        assert!(offset < self.layout.size());
+        // SAFETY: as for `frame_bytes`.
+        unsafe { self.memory.wrapping_add(offset).read() }
+    }
+
     /// Fills `nr` frames, as a device or a stray pointer would.
     ///
     /// # Panics
