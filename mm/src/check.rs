@@ -33,6 +33,7 @@ use core::fmt;
 use crate::{
     addr::{ENTRIES, Pfn, VirtAddr, VirtRange, to_usize},
     address_space::AddressSpace,
+    buddy::Magazine,
     counter::Counter,
     flags::{PageFlags, Prot},
     folio::LruKind,
@@ -443,7 +444,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         let mem = self.mem;
         let mut result = Ok(());
         mem.with_all_magazines(&mut |magazine| {
-            for order in [Order::ZERO, PMD_ORDER] {
+            for order in Magazine::orders() {
                 for &pfn in magazine.held(order) {
                     if result.is_ok() {
                         result = self.cached_block(Pfn::new(pfn), order);

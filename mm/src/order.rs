@@ -41,6 +41,20 @@ impl Order {
         Some(Self(pages.next_power_of_two().trailing_zeros() as u8))
     }
 
+    /// Returns the largest order of at most `pages` pages, or `None` for 0.
+    #[must_use]
+    pub const fn at_most(pages: u32) -> Option<Self> {
+        match pages.checked_ilog2() {
+            #[expect(clippy::cast_possible_truncation, reason = "below 32")]
+            Some(log2) => Some(if log2 > Self::MAX.0 as u32 {
+                Self::MAX
+            } else {
+                Self(log2 as u8)
+            }),
+            None => None,
+        }
+    }
+
     /// log2 of the number of pages.
     #[must_use]
     pub const fn raw(self) -> u8 {
@@ -93,5 +107,8 @@ mod tests {
         assert_eq!(Order::fitting(3).map(Order::raw), Some(2));
         assert_eq!(Order::fitting(1024), Some(Order::MAX));
         assert_eq!(Order::fitting(1025), None);
+        assert_eq!(Order::at_most(0), None);
+        assert_eq!(Order::at_most(7).map(Order::raw), Some(2));
+        assert_eq!(Order::at_most(u32::MAX), Some(Order::MAX));
     }
 }

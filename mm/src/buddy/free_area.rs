@@ -76,18 +76,15 @@ impl FreeAreas {
         Some(page.pfn())
     }
 
-    /// Largest order with a block, at most `limit`; if there is none, the smallest above it.
-    pub(super) fn best_run(&self, limit: Order) -> Option<Order> {
-        let up_to = (2 << limit.index()) - 1;
-        let (below, above) = (self.occupied & up_to, self.occupied & !up_to);
-        let order = if below != 0 {
-            below.ilog2()
-        } else if above != 0 {
-            u32::from(limit.raw())
-        } else {
-            return None;
-        };
-        Order::new(u8::try_from(order).ok()?)
+    /// Largest order from `least` to `most` with a block; `most` if only larger blocks are left.
+    pub(super) fn best_run(&self, least: Order, most: Order) -> Option<Order> {
+        let usable = self.occupied >> least.index() << least.index();
+        let up_to_most = usable & ((2 << most.index()) - 1);
+        match (up_to_most, usable) {
+            (0, 0) => None,
+            (0, _) => Some(most),
+            _ => Order::new(u8::try_from(up_to_most.ilog2()).ok()?),
+        }
     }
 
     fn link(&mut self, page: Page<'_>, order: Order) {

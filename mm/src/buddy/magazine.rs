@@ -1,4 +1,4 @@
-//! A CPU's own free pages: two stacks of frame numbers, one for base pages and one for huge pages.
+//! A CPU's own free blocks: one stack of frame numbers for each order that programs and the kernel ask for often.
 //!
 //! The owner's path has no locked operation. Who may touch a magazine:
 //!
@@ -23,161 +23,162 @@ use crate::{
     sync::AtomicU32,
 };
 
-/// Base pages that a magazine holds.
-pub const SMALL_SLOTS: usize = 256;
-/// Huge pages that a magazine holds.
-pub const HUGE_SLOTS: usize = 16;
+/// The orders that are cached, how many blocks of each, and where its stack begins in the array.
+const CLASSES: [(Order, usize, usize); 5] = [
+    (order(0), 256, 0),
+    (order(1), 64, 256),
+    (order(2), 32, 320),
+    (order(3), 32, 352),
+    (PMD_ORDER, 16, 384),
+];
+const SLOTS: usize = 400;
 
-/// A stack in an array.
-#[repr(C)]
-struct Stack<const SLOTS: usize> {
-    /// Written by whoever may touch the magazine; read by anybody as a hint.
-    used: AtomicU32,
-    pfns: [u32; SLOTS],
-}
-
-impl<const SLOTS: usize> Stack<SLOTS> {
-    fn used(&self) -> usize {
-        self.used.load_relaxed() as usize
-    }
-
-    fn set_used(&mut self, used: usize) {
-        self.used.store_relaxed(u32::try_from(used).unwrap_or(0));
-    }
-
-    fn push(&mut self, pfn: u32) {
-        let used = self.used();
-        self.pfns[used] = pfn;
-        self.set_used(used + 1);
-    }
-
-    fn pop(&mut self) -> Option<u32> {
-        let left = self.used().checked_sub(1)?;
-        self.set_used(left);
-        Some(self.pfns[left])
-    }
-
-    fn held(&self) -> &[u32] {
-        &self.pfns[..self.used()]
-    }
-
-    /// Gives up the upper half, the whole if it is one.
-    fn take_half(&mut self) -> &[u32] {
-        let (end, keep) = (self.used(), self.used() / 2);
-        self.set_used(keep);
-        &self.pfns[keep..end]
+const fn order(raw: u8) -> Order {
+    match Order::new(raw) {
+        Some(order) => order,
+        None => panic!("a small order"),
     }
 }
 
-/// A CPU's magazine. See the module's head for who may touch it.
-#[repr(C)]
-pub struct Magazine {
-    small: Stack<SMALL_SLOTS>,
-    huge: Stack<HUGE_SLOTS>,
-}
-
-impl Magazine {
-    pub(super) fn is_full(&self, order: Order) -> bool {
-        self.held(order).len()
-            == if order == PMD_ORDER {
-                HUGE_SLOTS
-            } else {
-                SMALL_SLOTS
-            }
-    }
-
-    pub(super) fn is_empty(&self, order: Order) -> bool {
-        self.held(order).is_empty()
-    }
-
-    /// The first frames of the blocks of `order` that it holds.
-    #[must_use]
-    pub fn held(&self, order: Order) -> &[u32] {
-        if order == PMD_ORDER {
-            self.huge.held()
-        } else {
-            self.small.held()
-        }
-    }
-
-    /// Base pages in all blocks together.
-    #[must_use]
-    pub fn nr_pages(&self) -> u64 {
-        self.small.used() as u64 + self.huge.used() as u64 * u64::from(PMD_ORDER.nr_pages())
-    }
-
-    pub(super) fn push(&mut self, order: Order, pfn: Pfn) {
-        if order == PMD_ORDER {
-            self.huge.push(pfn.raw())
-        } else {
-            self.small.push(pfn.raw())
-        }
-    }
-
-    /// Takes in `nr` base pages from `first`, so that they come out lowest first.
-    pub(super) fn push_run(&mut self, first: Pfn, nr: u32) {
-        let used = self.small.used();
-        let end = first.raw() + nr;
-        for (slot, pfn) in self.small.pfns[used..used + nr as usize]
-            .iter_mut()
-            .zip((first.raw()..end).rev())
-        {
-            *slot = pfn;
-        }
-        self.small.set_used(used + nr as usize);
-    }
-
-    pub(super) fn pop(&mut self, order: Order) -> Option<Pfn> {
-        let pfn = if order == PMD_ORDER {
-            self.huge.pop()
-        } else {
-            self.small.pop()
-        };
-        pfn.map(Pfn::new)
-    }
-
-    pub(super) fn take_spill(&mut self, order: Order) -> &[u32] {
-        if order == PMD_ORDER {
-            self.huge.take_half()
-        } else {
-            self.small.take_half()
-        }
+/// The place of an order in [`CLASSES`].
+const fn class(order: Order) -> Option<usize> {
+    match order {
+        PMD_ORDER => Some(CLASSES.len() - 1),
+        small if small.index() < CLASSES.len() - 1 => Some(small.index()),
+        _ => None,
     }
 }
 
-/// A CPU's magazine and the flag by which others ask for it.
+/// A CPU's stacks and the flag by which others ask for them.
 #[repr(C)]
 pub(crate) struct Cache {
     wanted: AtomicU32,
-    magazine: UnsafeCell<Magazine>,
+    /// Blocks on each stack. Written by whoever may touch the magazine; read by anybody as a hint.
+    used: [AtomicU32; CLASSES.len()],
+    pfns: UnsafeCell<[u32; SLOTS]>,
 }
 
-// SAFETY: the magazine is reached by one CPU at a time: see the protocol in the module's head.
+// SAFETY: the array is reached by one CPU at a time: see the protocol in the module's head. The rest is atomics.
 unsafe impl Sync for Cache {}
 
 impl Cache {
     /// Base pages in the magazine; a hint.
     pub(super) fn nr_pages_hint(&self) -> u64 {
-        self.hint(Magazine::nr_pages)
+        let of_class = |(used, (order, ..)): (&AtomicU32, (Order, usize, usize))| {
+            u64::from(used.load_relaxed()) * u64::from(order.nr_pages())
+        };
+        self.used.iter().zip(CLASSES).map(of_class).sum()
     }
 
     /// Whether the magazine holds a block of `order`; a hint.
     pub(super) fn may_hold(&self, order: Order) -> bool {
-        self.hint(|magazine| match order {
-            PMD_ORDER => magazine.huge.used() > 0,
-            _ => magazine.small.used() > 0,
-        })
+        class(order).is_some_and(|class| self.used[class].load_relaxed() > 0)
     }
 
-    fn hint<R>(&self, look: impl FnOnce(&Magazine) -> R) -> R {
-        // SAFETY: callers of `hint` read the two `used` words only, which are atomics that are always valid.
-        look(unsafe { &*self.magazine.get() })
+    /// Opens the magazine.
+    ///
+    /// # Safety
+    /// Nobody else has it open: see the protocol in the module's head.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the protocol, not the borrow, makes it exclusive"
+    )]
+    unsafe fn pfns(&self) -> &mut [u32; SLOTS] {
+        // SAFETY: the caller is alone with it.
+        unsafe { &mut *self.pfns.get() }
     }
 }
 
+/// A CPU's magazine, open to one user.
+pub(crate) struct Magazine<'a> {
+    used: &'a [AtomicU32; CLASSES.len()],
+    pfns: &'a mut [u32; SLOTS],
+}
+
+impl Magazine<'_> {
+    /// Whether blocks of `order` are cached at all.
+    pub(super) fn caches(order: Order) -> bool {
+        class(order).is_some()
+    }
+
+    /// The orders that are cached.
+    pub(crate) fn orders() -> impl Iterator<Item = Order> {
+        CLASSES.iter().map(|&(order, ..)| order)
+    }
+
+    fn used(&self, class: usize) -> usize {
+        self.used[class].load_relaxed() as usize
+    }
+
+    fn set_used(&mut self, class: usize, used: usize) {
+        // Relaxed: the owner alone writes it, others take it for a hint.
+        self.used[class].store_relaxed(u32::try_from(used).unwrap_or(0));
+    }
+
+    /// How many blocks of `order` still fit.
+    pub(super) fn room(&self, order: Order) -> usize {
+        class(order).map_or(0, |class| CLASSES[class].1 - self.used(class))
+    }
+
+    /// The first frames of the blocks of `order` that it holds.
+    pub(crate) fn held(&self, order: Order) -> &[u32] {
+        let Some(class) = class(order) else { return &[] };
+        let start = CLASSES[class].2;
+        &self.pfns[start..start + self.used(class)]
+    }
+
+    /// Takes in a block. There must be [room](Self::room).
+    pub(super) fn push(&mut self, order: Order, pfn: Pfn) {
+        self.push_run(order, pfn, 1);
+    }
+
+    /// Takes in `nr` blocks of `order` that lie one behind the other, so that they come out lowest first. There must
+    /// be room.
+    pub(super) fn push_run(&mut self, order: Order, first: Pfn, nr: u32) {
+        let Some(class) = class(order) else { return };
+        let used = self.used(class);
+        let start = CLASSES[class].2 + used;
+        crate::vm_assert!(used + nr as usize <= CLASSES[class].1, "a magazine overflows");
+        for (slot, i) in self.pfns[start..start + nr as usize]
+            .iter_mut()
+            .zip((0..nr).rev())
+        {
+            *slot = first.raw() + i * order.nr_pages();
+        }
+        self.set_used(class, used + nr as usize);
+    }
+
+    /// Gives out a block.
+    pub(super) fn pop(&mut self, order: Order) -> Option<Pfn> {
+        let class = class(order)?;
+        let left = self.used(class).checked_sub(1)?;
+        self.set_used(class, left);
+        Some(Pfn::new(self.pfns[CLASSES[class].2 + left]))
+    }
+
+    /// Gives up the upper half of what it holds of `order`, the whole if it is one.
+    pub(super) fn take_spill(&mut self, order: Order) -> &[u32] {
+        let Some(class) = class(order) else { return &[] };
+        let (end, start) = (self.used(class), CLASSES[class].2);
+        self.set_used(class, end / 2);
+        &self.pfns[start + end / 2..start + end]
+    }
+}
+
+const _: () = {
+    let mut at = 0;
+    let mut i = 0;
+    while i < CLASSES.len() {
+        assert!(CLASSES[i].2 == at, "the stacks lie one behind the other");
+        at += CLASSES[i].1;
+        i += 1;
+    }
+    assert!(at == SLOTS);
+};
+
 impl<P: Platform> Memory<P> {
     /// Runs `f` on the running CPU's magazine. `f` must not allocate or free.
-    pub(super) fn with_own_magazine<R>(&self, f: impl FnOnce(&mut Magazine) -> R) -> R {
+    pub(super) fn with_own_magazine<R>(&self, f: impl FnOnce(&mut Magazine<'_>) -> R) -> R {
         let preempt = self.platform().preempt_off();
         let cache = self.this_cpu(&preempt).cache();
         loop {
@@ -186,7 +187,11 @@ impl<P: Platform> Memory<P> {
                 // SAFETY: preemption is off and `f` does not come back here, so this CPU is in here once; and nobody
                 // drains: a drainer that began before we entered would have been seen, one that begins now waits for
                 // the walk to end.
-                let result = f(unsafe { &mut *cache.magazine.get() });
+                let pfns = unsafe { cache.pfns() };
+                let result = f(&mut Magazine {
+                    used: &cache.used,
+                    pfns,
+                });
                 drop(walk);
                 return result;
             }
@@ -196,7 +201,7 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Runs `f` on every CPU's magazine while no CPU uses its own.
-    pub(crate) fn with_all_magazines(&self, f: &mut dyn FnMut(&mut Magazine)) {
+    pub(crate) fn with_all_magazines(&self, f: &mut dyn FnMut(&mut Magazine<'_>)) {
         let _drain = self.drain_lock().lock(self.platform());
         let caches = || self.per_cpu_all().iter().map(|cpu| cpu.cache());
         caches().for_each(|cache| cache.wanted.store_release(1));
@@ -207,7 +212,11 @@ impl<P: Platform> Memory<P> {
         for cache in caches() {
             // SAFETY: every CPU has left the walk it was in and sees `wanted` before it touches its magazine again;
             // other drainers wait for the lock.
-            f(unsafe { &mut *cache.magazine.get() });
+            let pfns = unsafe { cache.pfns() };
+            f(&mut Magazine {
+                used: &cache.used,
+                pfns,
+            });
             cache.wanted.store_release(0);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   alloc_pages / free_pages
-//!        |  order 0 and 9                         other orders, or the magazine is empty or full
+//!        |  orders 0 to 3 and 9                   other orders, or the magazine is empty or full
 //!   this CPU's magazine (arrays of pfns)  <------------->  zone: one free list per order, buddies merge
 //!        |                                                   |
 //!   no locked operation (see `magazine`)                    zone lock, taken once per batch
@@ -26,8 +26,7 @@ mod poison;
 mod watermark;
 mod zone;
 
-pub(crate) use magazine::Cache;
-pub use magazine::{HUGE_SLOTS, Magazine, SMALL_SLOTS};
+pub(crate) use magazine::{Cache, Magazine};
 pub use watermark::Watermarks;
 pub use zone::{Zone, ZoneKind};
 
@@ -37,7 +36,7 @@ use crate::{
     error::AllocError,
     flags::{AllocFlags, PageFlags},
     memory::Memory,
-    order::{Order, PMD_ORDER},
+    order::Order,
     page::{Page, PageState, compound::BadPage},
     platform::Platform,
     trace::Event,
@@ -96,9 +95,9 @@ impl<P: Platform> Memory<P> {
             self.platform().trace(Event::Free { pfn, order });
         }
         self.add(Counter::PgFree, i64::from(order.nr_pages()));
-        if order == Order::ZERO || order == PMD_ORDER {
+        if Magazine::caches(order) {
             self.with_own_magazine(|magazine| {
-                if magazine.is_full(order) {
+                if magazine.room(order) == 0 {
                     self.spill(magazine, order);
                 }
                 magazine.push(order, pfn);
@@ -157,8 +156,8 @@ impl<P: Platform> Memory<P> {
     /// Empties every CPU's magazine into the zones.
     pub fn drain_all_magazines(&self) {
         self.with_all_magazines(&mut |magazine| {
-            for order in [Order::ZERO, PMD_ORDER] {
-                while !magazine.is_empty(order) {
+            for order in Magazine::orders() {
+                while !magazine.held(order).is_empty() {
                     self.spill(magazine, order);
                 }
             }
@@ -189,7 +188,7 @@ impl<P: Platform> Memory<P> {
     }
 
     fn try_take_block(&self, order: Order, flags: AllocFlags) -> Option<Pfn> {
-        if order != Order::ZERO && order != PMD_ORDER {
+        if !Magazine::caches(order) {
             return self
                 .zones_by_preference()
                 .find_map(|zone| zone.alloc(self, order, flags));
@@ -205,7 +204,7 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Moves part of a magazine's pages of `order` to the zones.
-    fn spill(&self, magazine: &mut Magazine, order: Order) {
+    fn spill(&self, magazine: &mut Magazine<'_>, order: Order) {
         let spilled = magazine.take_spill(order);
         let mut rest = spilled;
         while let Some((&first, _)) = rest.split_first() {

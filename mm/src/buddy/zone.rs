@@ -5,7 +5,7 @@ use crate::{
     addr::{Pfn, PfnRange},
     flags::AllocFlags,
     memory::Memory,
-    order::{Order, PMD_ORDER},
+    order::Order,
     page::PageList,
     platform::Platform,
     sync::{AtomicU32, SpinLock},
@@ -153,38 +153,36 @@ impl Zone {
         Some(pfn)
     }
 
-    /// Puts at least one block of `order` into the magazine; returns whether it could.
+    /// Puts at least one block of `order` into the magazine, which holds none; returns whether it could.
+    ///
+    /// Takes whole runs: one list operation brings up to [`REFILL`] pages.
     pub(super) fn refill<P: Platform>(
         &self,
         mem: &Memory<P>,
-        magazine: &mut Magazine,
+        magazine: &mut Magazine<'_>,
         order: Order,
         flags: AllocFlags,
     ) -> bool {
-        if order == PMD_ORDER {
-            let pfn = self.alloc(mem, order, flags);
-            return pfn.inspect(|&pfn| magazine.push(order, pfn)).is_some();
-        }
         let mut free = self.free.lock(mem.platform());
-        let mut want = REFILL.nr_pages();
-        while want > 0 {
-            let limit = Order::new(u8::try_from(want.ilog2()).unwrap_or(0)).unwrap_or(Order::ZERO);
-            let Some(run) = free.best_run(limit) else { break };
+        let mut want = REFILL.nr_pages().max(order.nr_pages());
+        while let Some(run) = Order::at_most(want).filter(|&most| most >= order) {
+            let run = free.best_run(order, run).unwrap_or(order);
+            // Close to the limit, what is allowed is one block, for this very request.
+            let run = if self.watermarks.allow(free.nr_free(), run.nr_pages(), flags) {
+                run
+            } else {
+                order
+            };
             if !self.watermarks.allow(free.nr_free(), run.nr_pages(), flags) {
-                // Close to the limit: what is allowed is one page, for this very request.
-                if want == REFILL.nr_pages() && self.watermarks.allow(free.nr_free(), 1, flags) {
-                    let single = free.alloc(mem.pages(), Order::ZERO);
-                    want -= u32::from(single.inspect(|&pfn| magazine.push(Order::ZERO, pfn)).is_some());
-                }
                 break;
             }
             let Some(first) = free.alloc(mem.pages(), run) else {
                 break;
             };
-            magazine.push_run(first, run.nr_pages());
+            magazine.push_run(order, first, run.nr_pages() / order.nr_pages());
             want -= run.nr_pages();
         }
         self.nr_free.store_relaxed(free.nr_free());
-        want < REFILL.nr_pages()
+        !magazine.held(order).is_empty()
     }
 }
