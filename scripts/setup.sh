@@ -83,21 +83,20 @@ is_static() {
 install() {
     obstacle="install ${*} with your package manager"
     command -v apt-get >/dev/null 2>&1 || return 1
-    command="apt-get install --yes --no-install-recommends $*"
+    # The lists of a fresh system are empty, so they are fetched first.
+    command="apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $*"
     if [ "$(id -u)" -eq 0 ]; then
         as_root=
     elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
-        as_root=sudo
+        as_root="sudo -n"
     else
-        obstacle="type: sudo $command"
+        obstacle="type: sudo sh -c '$command'"
         return 1
     fi
     say "installing $* (apt-get)"
     obstacle="apt-get could not install ${*}: its message stands above"
-    # The lists of a fresh system are empty or old; then the first attempt fails and the lists are fetched.
-    # shellcheck disable=SC2086 # $command is words, $as_root may be none
-    DEBIAN_FRONTEND=noninteractive $as_root $command >&2 ||
-        { $as_root apt-get update >&2 && DEBIAN_FRONTEND=noninteractive $as_root $command >&2; }
+    # shellcheck disable=SC2086 # $as_root is words, or none
+    $as_root sh -c "$command" >&2
 }
 
 # require PACKAGE...: installs what is missing, or ends with the one thing left to do.
