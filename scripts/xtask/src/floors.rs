@@ -97,6 +97,8 @@ fn floors(text: &str) -> Result<Floors, String> {
         let (Some(number), Some(modules)) = (number, cells.next()) else {
             continue;
         };
+        // Remarks in parentheses are for readers.
+        let modules = modules.split('(').next().unwrap_or_default();
         for module in modules
             .split([',', ' '])
             .map(|name| name.trim_matches('`'))
@@ -415,7 +417,7 @@ mod tests {
 |---|---|---|
 | F1 | `platform`, sync | the contract |
 | F3 | buddy, slab, folio | frames |
-| F7 | fault | actions |
+| F7 | fault (and zap) | actions |
 ";
 
     /// `FROM -> TO` of every edge of `source`, which stands in file `file`.
@@ -535,6 +537,12 @@ mod tests {
             found("slab.rs", "pub(crate) fn f() {} pub(super) use x;"),
             [""; 0]
         );
+    }
+
+    #[test]
+    fn a_remark_is_no_module() {
+        let floors = floors(TABLE).expect("the table has rows");
+        assert!(floors.contains_key("fault") && !floors.contains_key("zap"));
     }
 
     #[test]
