@@ -323,8 +323,12 @@ impl Process<'_> {
 }
 
 impl Drop for Process<'_> {
-    /// Exits: the CPUs switch away, then the address space goes.
+    /// Exits: the CPUs switch away, then the address space goes. Not when a test has failed: its message is worth more
+    /// than what a broken machine would say to an orderly exit.
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
         for cpu in std::mem::take(&mut self.cpus) {
             self.sim.machine().load_cr3(cpu);
             self.leave(cpu);

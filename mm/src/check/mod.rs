@@ -28,7 +28,13 @@
 //!
 //! I12 is about translation caches, which only the platform sees; the simulated machine checks it.
 
+#[cfg(feature = "sabotage")]
+mod damage;
+
 use core::fmt;
+
+#[cfg(feature = "sabotage")]
+pub use damage::Damage;
 
 use crate::{
     addr::{ENTRIES, Pfn, VirtAddr, VirtRange, to_usize},

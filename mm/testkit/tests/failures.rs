@@ -1,0 +1,194 @@
+//! Every allocation fails once: the k-th of a sequence, for every k until the sequence runs through. Each time the
+//! right error comes out, nothing leaks, and the checker finds nothing; and when the same thing is tried again, it works.
+
+use std::collections::BTreeMap;
+
+use mm::{
+    Advice, AllocError, MapError, MapRequest, Place, Prot, VirtAddr, VirtRange, VmaFlags, platform::CpuId,
+};
+use mm_testkit::{
+    scenario::{HOME, HUGE},
+    sim::{AccessError, Config, Process, Sim},
+};
+
+/// What a step may end with when an allocation fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Failed {
+    /// It said so.
+    NoMemory(AllocError),
+    /// The heap stayed where it was.
+    HeapUnmoved,
+}
+
+fn addr(page: u64) -> u64 {
+    HOME + page * 4096
+}
+
+fn range(first: u64, pages: u64) -> VirtRange {
+    VirtRange::user(addr(first), pages * 4096).expect("a user range")
+}
+
+fn outcome<T>(result: Result<T, MapError>) -> Result<(), Failed> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(MapError::NoMemory(error)) => Err(Failed::NoMemory(error)),
+        Err(other) => panic!("not an answer to a failed allocation: {other:?}"),
+    }
+}
+
+fn access<T>(result: Result<T, AccessError>) -> Result<(), Failed> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(AccessError::NoMemory(error)) => Err(Failed::NoMemory(error)),
+        Err(other) => panic!("not an answer to a failed allocation: {other:?}"),
+    }
+}
+
+type Step = (&'static str, fn(&Sim, &Process<'_>) -> Result<(), Failed>);
+
+fn map(sim: &Sim, process: &Process<'_>, first: u64, pages: u64, place: Place) -> Result<(), Failed> {
+    let prot = Prot::READ | Prot::WRITE;
+    let request = MapRequest {
+        hint: addr(first),
+        len: pages * 4096,
+        prot,
+        place,
+        flags: VmaFlags::empty(),
+    };
+    outcome(sim.mmap(process, request))
+}
+
+fn touch(process: &Process<'_>, first: u64, pages: u64) -> Result<(), Failed> {
+    (first..first + pages)
+        .try_for_each(|page| access(process.write_byte(addr(page), page.to_le_bytes()[0] | 1)))
+}
+
+/// The demonstration's sequence: what the program does, the pages of its own image, heap and stack included.
+const DEMONSTRATION: &[Step] = &[
+    ("map the image", |sim, process| {
+        map(sim, process, 8 * HUGE + 3, 20, Place::Fixed)
+    }),
+    ("load the image", |_, process| touch(process, 8 * HUGE + 3, 20)),
+    ("protect the text", |sim, process| {
+        outcome(sim.mprotect(process, range(8 * HUGE + 3, 8), Prot::READ | Prot::EXEC))
+    }),
+    ("grow the heap", |sim, process| {
+        process.set_brk_base(VirtAddr::new(addr(9 * HUGE)));
+        let end = VirtAddr::new(addr(9 * HUGE + 33));
+        if sim.brk(process, end) == end {
+            Ok(())
+        } else {
+            Err(Failed::HeapUnmoved)
+        }
+    }),
+    ("use the heap", |_, process| touch(process, 9 * HUGE, 33)),
+    ("map 8 MiB", |sim, process| {
+        map(sim, process, 0, 4 * HUGE, Place::FixedNoReplace)
+    }),
+    ("touch them", |_, process| touch(process, 0, 4 * HUGE)),
+    ("drop one page", |sim, process| {
+        outcome(sim.madvise(process, range(HUGE + 256, 1), Advice::DontNeed))
+    }),
+    ("unmap one page", |sim, process| {
+        outcome(sim.munmap(process, range(2 * HUGE + 7, 1)))
+    }),
+    ("use the dropped page again", |_, process| {
+        touch(process, HUGE + 256, 1)
+    }),
+    ("protect the middle of a huge page", |sim, process| {
+        outcome(sim.mprotect(process, range(3 * HUGE + 5, 9), Prot::READ))
+    }),
+    ("advise against huge pages", |sim, process| {
+        outcome(sim.madvise(process, range(HUGE / 2, 3), Advice::NoHugePage))
+    }),
+    ("map over what is there", |sim, process| {
+        map(sim, process, 3 * HUGE - 1, 2, Place::Fixed)
+    }),
+    ("map anywhere", |sim, process| {
+        map(sim, process, 0, HUGE, Place::Hint)
+    }),
+    ("unmap it all", |sim, process| {
+        outcome(sim.munmap(process, range(0, 4 * HUGE)))
+    }),
+];
+
+/// Runs `steps` with the `nth` allocation failing; a step that fails is tried again, once. Returns the step that failed
+/// and how, or `None` if no allocation was the `nth`.
+fn run_with_failure(steps: &[Step], nth: u64) -> (bool, Option<(&'static str, Failed)>) {
+    let sim = Sim::boot(&Config {
+        frames: 48 << 8,
+        nr_cpus: 1,
+        holes: Vec::new(),
+    });
+    let before = sim.nr_free_pages();
+    sim.inject_alloc_failure(Some(nth));
+    let process = match sim.start(CpuId::new(0)) {
+        Ok(process) => process,
+        Err(error) => {
+            sim.verify(&[], &());
+            assert_eq!(
+                sim.nr_free_pages(),
+                before,
+                "leaked when no address space could be made"
+            );
+            return (true, Some(("start the process", Failed::NoMemory(error))));
+        }
+    };
+    let mut failure = None;
+    for (name, step) in steps {
+        if let Err(failed) = step(&sim, &process) {
+            assert!(
+                failure.is_none(),
+                "{name}: a second failure, {failed:?}, after {failure:?}"
+            );
+            assert!(
+                !sim.alloc_failure_pending(),
+                "{name}: {failed:?} although no allocation failed"
+            );
+            failure = Some((*name, failed));
+            sim.verify(&[&process], &());
+            assert_eq!(
+                step(&sim, &process),
+                Ok(()),
+                "{name}: does not work when it is tried again"
+            );
+        }
+        sim.verify(&[&process], &());
+    }
+    let injected = !sim.alloc_failure_pending();
+    sim.inject_alloc_failure(None);
+    drop(process);
+    sim.verify(&[], &());
+    assert_eq!(sim.nr_free_pages(), before, "pages leaked after {failure:?}");
+    (injected, failure)
+}
+
+#[test]
+fn every_allocation_of_the_demonstration_may_fail() {
+    let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut survived = 0;
+    for nth in 1.. {
+        let (injected, failure) = run_with_failure(DEMONSTRATION, nth);
+        if !injected {
+            assert_eq!(failure, None);
+            break;
+        }
+        match failure {
+            Some((step, _)) => *seen.entry(step).or_default() += 1,
+            // A huge page that is not to be had is replaced by base pages: nobody notices.
+            None => survived += 1,
+        }
+        assert!(nth < 100_000, "the sequence never runs through");
+    }
+    println!("failed: {seen:?}; survived by falling back: {survived}");
+    assert!(survived >= 4, "each huge page can be done without: {survived}");
+    for step in [
+        "start the process",
+        "load the image",
+        "grow the heap",
+        "touch them",
+        "unmap one page",
+    ] {
+        assert!(seen.contains_key(step), "nothing failed in: {step}");
+    }
+}
