@@ -314,6 +314,7 @@ impl Tree {
             entries.retain(|_, child| *child != process);
         }
         self.nodes[process.index()].parent = proc_root;
+        self.nodes[parent.index()].nlink -= 1;
         self.proc_root = Some(proc_root);
         self.proc_process = Some(process);
     }

@@ -9,7 +9,10 @@
 
 use super::{Gather, PageTables, PmdEntry, PteEntry};
 use crate::{
-    addr::{ENTRIES, ENTRIES_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD_SIZE, Pfn, VirtAddr, VirtRange, to_usize},
+    addr::{
+        ENTRIES, ENTRIES_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD_SIZE, Pfn, USER_END, VirtAddr, VirtRange,
+        to_usize,
+    },
     error::AllocError,
     memory::Memory,
     platform::Platform,
@@ -183,7 +186,8 @@ impl<P: Platform> Memory<P> {
                 continue;
             };
             self.remove_tables_below(tree, (below, child, start), range, gap, gather);
-            let end = start + level.entry_bytes();
+            // The topmost entries span a page that user space never has: it keeps no table alive.
+            let end = (start + level.entry_bytes()).min(USER_END);
             if gap.start().as_u64() <= start && end <= gap.end().as_u64() {
                 crate::vm_assert!(
                     self.table(child).is_empty(),

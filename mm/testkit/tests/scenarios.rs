@@ -60,6 +60,30 @@ rows! {
     demonstration: "demonstration",
 }
 
+/// The kernel's own programs have their stack there. The last 2 MiB end where addresses stop being canonical, and the
+/// tables around them were once left behind when the space went.
+#[test]
+fn topmost_page_of_user_space_leaves_no_table_behind() {
+    let sim = Sim::boot(&Config::mib(32));
+    let before = sim.nr_free_pages();
+    {
+        let process = sim.start(CpuId::new(0)).expect("memory is there");
+        let page = mm::VirtRange::user(mm::USER_END - mm::PAGE_BYTES, mm::PAGE_BYTES).expect("the last page");
+        let request = mm::MapRequest {
+            hint: page.start().as_u64(),
+            len: page.bytes(),
+            prot: mm::Prot::READ | mm::Prot::WRITE,
+            place: mm::Place::Fixed,
+            flags: mm::VmaFlags::empty(),
+        };
+        sim.mmap(process.space(), request).expect("nothing is there");
+        process.write_byte(mm::USER_END - 1, 7).expect("it is mapped");
+        sim.verify(&[&process], &());
+    }
+    sim.verify(&[], &());
+    assert_eq!(sim.nr_free_pages(), before);
+}
+
 #[test]
 fn scenarios_run_one_after_the_other_in_one_process() {
     let sim = Sim::boot(&Config::mib(32));

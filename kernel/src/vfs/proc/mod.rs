@@ -103,7 +103,7 @@ pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
     let files = [
         ("proc/meminfo", text(TextFile::Meminfo), 0o444),
         ("proc/vmstat", text(TextFile::Vmstat), 0o444),
-        ("proc/buddyinfo", text(TextFile::Buddyinfo), 0o400),
+        ("proc/buddyinfo", text(TextFile::Buddyinfo), 0o444),
         ("proc/version", text(TextFile::Version), 0o444),
         ("proc/kpageflags", words(WordFile::Kpageflags), 0o400),
         ("proc/kpagecount", words(WordFile::Kpagecount), 0o400),
