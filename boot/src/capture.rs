@@ -126,7 +126,9 @@ fn section(f: &mut fmt::Formatter<'_>, title: &str, body: &str) -> fmt::Result {
         return Ok(());
     }
     writeln!(f, "{title}:")?;
-    body.lines().try_for_each(|line| writeln!(f, "  | {line}"))
+    let shown = |c: char| if c.is_control() && c != '\t' { '.' } else { c };
+    body.lines()
+        .try_for_each(|line| writeln!(f, "  | {}", line.chars().map(shown).collect::<String>()))
 }
 
 fn last_lines(text: &str, count: usize) -> String {
