@@ -8,7 +8,7 @@ use std::{
 
 use libtest_mimic::Failed;
 
-use super::{Case, Need, Scratch, ensure, programs::BUSYBOX};
+use super::{Case, Need, Scratch, ensure, programs::BUSYBOX, tiny_elf};
 use crate::bench;
 
 pub(super) fn cases() -> Vec<Case> {
@@ -26,7 +26,7 @@ pub(super) fn cases() -> Vec<Case> {
             "command_line::kernel_panic_exits_101_with_a_backtrace",
             kernel_panic,
         ),
-        Case::new("command_line::timeout_exits_124", timeout),
+        Case::new("command_line::endless_program_exits_124_at_the_timeout", endless),
         Case::new(
             "command_line::without_program_the_demonstration_runs",
             demonstration,
@@ -197,8 +197,10 @@ fn kernel_panic() -> Result<(), Failed> {
     )
 }
 
-fn timeout() -> Result<(), Failed> {
-    exits(&["--timeout", "5", "--append", "crash=hang"], 124).map(drop)
+fn endless() -> Result<(), Failed> {
+    let scratch = Scratch::new("endless")?;
+    let program = scratch.file("endless", &tiny_elf::program(tiny_elf::ENDLESS))?;
+    exits(&["--timeout", "8", "--exec", &program, "--", "/bin/endless"], 124).map(drop)
 }
 
 fn demonstration() -> Result<(), Failed> {

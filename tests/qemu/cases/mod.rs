@@ -4,6 +4,7 @@ mod command_line;
 mod console;
 mod machines;
 mod programs;
+mod tiny_elf;
 
 use std::{
     env, fs,

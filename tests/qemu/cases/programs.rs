@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use boot::{capture::Captured, initrd::Root, outcome::End};
 use libtest_mimic::Failed;
 
-use super::{Case, Need, Scratch, ensure};
+use super::{Case, Need, Scratch, ensure, tiny_elf};
 use crate::bench;
 
 /// The distribution's static busybox.
@@ -19,6 +19,26 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("programs::demonstration_keeps_its_promises", demonstration),
         Case::new("programs::missing_program_is_named", missing_program),
         Case::new("programs::text_is_no_program", text),
+        Case::new("programs::null_write_exits_139_and_says_where", || {
+            dies(tiny_elf::NULL_WRITE, 139)
+        }),
+        Case::new("programs::null_jump_exits_139", || dies(tiny_elf::NULL_JUMP, 139)),
+        Case::new("programs::reading_the_kernel_exits_139", || {
+            dies(tiny_elf::KERNEL_READ, 139)
+        }),
+        Case::new("programs::division_by_zero_exits_136", || {
+            dies(tiny_elf::DIVIDE_BY_ZERO, 136)
+        }),
+        Case::new("programs::undefined_instruction_exits_132", || {
+            dies(tiny_elf::UNDEFINED, 132)
+        }),
+        Case::new("programs::privileged_instruction_exits_139", || {
+            dies(tiny_elf::PRIVILEGED, 139)
+        }),
+        Case::new("programs::breakpoint_exits_133", || {
+            dies(tiny_elf::BREAKPOINT, 133)
+        }),
+        Case::new("programs::kernel_goes_on_after_a_fault", goes_on),
         busybox("programs::busybox_echo_prints_hello", || {
             prints(&["echo", "hello"], b"", b"hello\n")
         }),
@@ -198,4 +218,39 @@ fn refused(name: &str, damage: fn(&mut Vec<u8>)) -> Result<(), Failed> {
     let mut elf = fs::read(BUSYBOX).map_err(|error| format!("cannot read {BUSYBOX}: {error}"))?;
     damage(&mut elf);
     no_program(name, &elf)
+}
+
+/// A root with a program of these instructions in /bin/code.
+fn with_code(scratch: &Scratch, code: &[u8]) -> Result<Root, Failed> {
+    let file = scratch.file("code", &tiny_elf::program(code))?;
+    Ok(Root {
+        programs: vec![file.into()],
+        initramfs: None,
+    })
+}
+
+/// Expects that a program of these instructions ends with `status`, and that one log line says where.
+fn dies(code: &[u8], status: u8) -> Result<(), Failed> {
+    let scratch = Scratch::new(&format!("dies-{status}-{}", code.len()))?;
+    let captured = run(&with_code(&scratch, code)?, &["/bin/code"], b"")?;
+    ended(&captured, status)?;
+    // A jump to nowhere happens nowhere in the code.
+    let place_is_named = captured.log.contains("0x4000") || code == tiny_elf::NULL_JUMP;
+    ensure(place_is_named, || {
+        format!("no address in the program is named in:\n{}", captured.log)
+    })
+}
+
+/// The monitor starts a program that dies, finds memory in order, and starts the next one.
+fn goes_on() -> Result<(), Failed> {
+    let scratch = Scratch::new("goes-on")?;
+    let machine = bench::machine_with(&with_code(&scratch, tiny_elf::NULL_WRITE)?)?;
+    let captured = bench::run(
+        &machine,
+        b"run /bin/code\ncheck\nrun /bin/thp-demo\ncheck\npoweroff 9\n",
+    )?;
+    ended(&captured, 9)?;
+    ensure(captured.log.contains("0x40007a"), || {
+        format!("the place is not named in:\n{}", captured.log)
+    })
 }
