@@ -323,7 +323,10 @@ extern "C" fn start() -> ! {
     interrupts_on();
     let body = current().body.lock().take();
     match body.and_then(|body| body()) {
-        Some(frame) if !current().is_ending() => trap::enter_user(frame),
+        Some(frame) if !current().is_ending() => {
+            crate::log::debug!("ring 3: first instruction of {}", current().name());
+            trap::enter_user(frame)
+        }
         _ => exit(),
     }
 }

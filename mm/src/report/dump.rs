@@ -16,7 +16,7 @@ pub fn dump_page<P: Platform>(mem: &Memory<P>, pfn: Pfn, reason: &str, out: &mut
     let counts = page.map_counts();
     writeln!(
         out,
-        "page:pfn refcount:{} mapcount:{} mapping:{:#x} index:{:#x} pfn:{pfn}",
+        "page:{pfn} refcount:{} mapcount:{} mapping:{:#x} index:{:#x} pfn:{pfn}",
         head.refs_hint(),
         page.mapcount(),
         page.mapping(),
