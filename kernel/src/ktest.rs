@@ -21,6 +21,7 @@ use crate::{
     log,
 };
 
+pub mod abi;
 pub mod cases;
 
 /// One trial, as the host and the kernel read it.

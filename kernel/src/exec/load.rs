@@ -42,7 +42,7 @@ pub struct Program {
     pub cmdline: Box<[u8]>,
 }
 
-/// Makes a program ready to run. Paths begin at the root.
+/// Makes the program at `path` ready to run. Paths begin at the root.
 ///
 /// # Errors
 /// See [`ExecError`]; all memory is given back.
@@ -51,6 +51,17 @@ pub struct Program {
 /// May wait.
 pub fn load(path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Program, ExecError> {
     let file = find(path).map_err(ExecError::Path)?;
+    load_file(file, path, argv, env)
+}
+
+/// Makes the program in `file` ready to run; `path` is what it is told that it was started by.
+///
+/// # Errors
+/// See [`ExecError`]; all memory is given back.
+///
+/// # Context
+/// May wait.
+pub fn load_file(file: &[u8], path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Program, ExecError> {
     let image = elf::parse(file, mm().nr_managed_pages() * PAGE_BYTES)?;
     let mut own_random = [0; 16];
     random::fill(&mut own_random);

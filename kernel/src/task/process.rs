@@ -344,7 +344,14 @@ impl fmt::Debug for Process {
 /// # Errors
 /// See [`ExecError`]; nothing is left of the attempt.
 pub fn spawn(path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Arc<Process>, ExecError> {
-    let program = exec::load(path, argv, env)?;
+    exec::load(path, argv, env).and_then(start)
+}
+
+/// Starts a program that is ready to run.
+///
+/// # Errors
+/// [`ExecError::NoMemory`]; nothing is left of it.
+pub fn start(program: Program) -> Result<Arc<Process>, ExecError> {
     let process = Arc::new(Process::new(&program));
     vfs::tty::reset();
     PROCESSES.lock().insert(process.pid, Arc::clone(&process));

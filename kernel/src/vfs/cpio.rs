@@ -20,32 +20,32 @@ const NAME_MAX: usize = 4096;
 
 /// One entry of an archive.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry<'a> {
+pub struct Entry<'a> {
     /// Which archive of the file it is in, counted from 0. Inode numbers mean something only within one.
-    pub(crate) archive: u32,
+    pub archive: u32,
     /// Device and inode number: equal for hard links.
-    pub(crate) identity: (u32, u32, u32),
+    pub identity: (u32, u32, u32),
     /// File type and permissions, as in `stat`.
-    pub(crate) mode: u32,
+    pub mode: u32,
     /// Owner.
-    pub(crate) uid: u32,
+    pub uid: u32,
     /// Group.
-    pub(crate) gid: u32,
+    pub gid: u32,
     /// Number of names.
-    pub(crate) nlink: u32,
+    pub nlink: u32,
     /// Time of the last change, seconds since 1970.
-    pub(crate) mtime: u32,
+    pub mtime: u32,
     /// Device that a device file stands for: major, minor.
-    pub(crate) rdev: (u32, u32),
+    pub rdev: (u32, u32),
     /// The path, as written.
-    pub(crate) name: &'a [u8],
+    pub name: &'a [u8],
     /// Contents; the target of a symbolic link.
-    pub(crate) data: &'a [u8],
+    pub data: &'a [u8],
 }
 
 /// Why an archive cannot be read further. Each carries the offset of the entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum CpioError {
+pub enum CpioError {
     /// The file ends inside the entry.
     Truncated(usize),
     /// No entry starts here.
@@ -72,7 +72,7 @@ impl fmt::Display for CpioError {
 
 /// Reads the entries of all archives in a file, in order. After an error it yields nothing more.
 #[derive(Debug)]
-pub(crate) struct Reader<'a> {
+pub struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     archive: u32,
@@ -82,7 +82,7 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Starts at the beginning of `bytes`.
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+    pub fn new(bytes: &'a [u8]) -> Self {
         Self {
             bytes,
             at: 0,

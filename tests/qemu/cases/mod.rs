@@ -1,5 +1,6 @@
 //! Trials driven from the host. One file per family; a family is a list of [`Case`]s.
 
+mod abi;
 mod command_line;
 mod console;
 mod machines;
@@ -85,6 +86,7 @@ pub(crate) fn all() -> Vec<Case> {
     [
         command_line::cases(),
         programs::cases(),
+        abi::cases(),
         machines::cases(),
         console::cases(),
     ]

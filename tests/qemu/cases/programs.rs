@@ -76,7 +76,8 @@ pub(super) fn with_busybox() -> Root {
     }
 }
 
-fn run(root: &Root, argv: &[&str], input: &[u8]) -> Result<Captured, Failed> {
+/// Runs `argv` as the machine's program.
+pub(super) fn run(root: &Root, argv: &[&str], input: &[u8]) -> Result<Captured, Failed> {
     let mut machine = bench::machine_with(root)?;
     machine.argv = argv.iter().map(Into::into).collect();
     machine.environment = vec!["PATH=/bin".into()];

@@ -1,0 +1,148 @@
+//! The system call interface, seen from ring 3: cases of `abi-check`, run by the monitor. After each the whole memory is
+//! checked, and all of it must be back.
+
+use boot::{capture::Captured, initrd::Root};
+use libtest_mimic::Failed;
+
+use super::{
+    Case, ensure,
+    programs::{ended, run},
+};
+use crate::bench;
+
+/// Status that the last command of a session asks for: whoever sees it knows that the session came to its end.
+const LAST: u8 = 42;
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new("abi::arguments_environment_and_auxiliary_vector", arguments),
+        Case::new("abi::descriptors_and_paths", || kept("files").map(drop)),
+        Case::new("abi::memory_rows_and_their_counters", || kept("memory").map(drop)),
+        Case::new("abi::signals_are_recorded", || kept("signals").map(drop)),
+        Case::new("abi::wild_system_calls_hurt_nobody", wild_calls),
+        Case::new("abi::vector_registers_survive_other_programs", vector_registers),
+        Case::new("abi::bad_ends_have_their_status", bad_ends),
+        Case::new("abi::stdin_comes_back_unchanged", stdin),
+    ]
+}
+
+/// Gives the monitor these lines, then checks the memory.
+fn session(lines: &[String]) -> Result<Captured, Failed> {
+    let input = format!("{}\ncheck\npoweroff {LAST}\n", lines.join("\n"));
+    let captured = bench::run(&bench::machine()?, input.as_bytes())?;
+    ended(&captured, LAST)?;
+    ensure(captured.text().contains("all of memory is in order"), || {
+        format!("the memory is not in order:\n{}", captured.text())
+    })?;
+    Ok(captured)
+}
+
+/// Expects that every promise was kept, and that there were some.
+fn all_kept(captured: &Captured) -> Result<(), Failed> {
+    let text = captured.text();
+    let is_right = text.contains("\nok ") && !text.contains("BROKEN") && !text.contains("ended with status");
+    ensure(is_right, || {
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("BROKEN") || line.contains("ended"));
+        format!("{}\nlog:\n{}", lines.collect::<Vec<_>>().join("\n"), captured.log)
+    })
+}
+
+/// Runs a case whose promises must all be kept.
+fn kept(case: &str) -> Result<Captured, Failed> {
+    let captured = session(&[format!("run abi-check {case}")])?;
+    all_kept(&captured)?;
+    Ok(captured)
+}
+
+/// As the machine's own program: spaces and empty arguments arrive, and the environment.
+fn arguments() -> Result<(), Failed> {
+    let captured = run(
+        &Root::default(),
+        &["/bin/abi-check", "args", "two words", "", "é"],
+        b"",
+    )?;
+    ended(&captured, 0)?;
+    for line in [
+        "arg 0 \"two words\"",
+        "arg 1 \"\"",
+        "arg 2 \"é\"",
+        "env PATH=/bin",
+    ] {
+        ensure(captured.text().lines().any(|found| found == line), || {
+            format!("no line `{line}` in:\n{}", captured.text())
+        })?;
+    }
+    all_kept(&captured)
+}
+
+fn wild_calls() -> Result<(), Failed> {
+    let lines: Vec<_> = (1..=4).map(|seed| format!("run abi-check fuzz {seed}")).collect();
+    let captured = session(&lines)?;
+    all_kept(&captured)?;
+    let rounds = captured.text().matches("calls were answered").count();
+    ensure(rounds == lines.len(), || format!("only {rounds} rounds"))
+}
+
+/// Four programs at once, each with its own patterns.
+fn vector_registers() -> Result<(), Failed> {
+    let background = "run abi-check fpu 1500 &".to_owned();
+    let mut lines = vec![background; 3];
+    lines.push("run abi-check fpu 2500".to_owned());
+    let captured = session(&lines)?;
+    let text = captured.text();
+    let kept = text.matches("ok     vector registers are kept").count();
+    let ended = text.matches("ended with status 0").count();
+    ensure((kept, ended) == (4, 3), || {
+        format!("{kept} of 4 kept them:\n{text}")
+    })
+}
+
+const ENDS: &[(&str, u8)] = &[
+    ("status 200", 200),
+    ("null-read", 139),
+    ("null-write", 139),
+    ("kernel-read", 139),
+    ("non-canonical-read", 139),
+    ("past-user-space", 139),
+    ("text-write", 139),
+    ("null-jump", 139),
+    ("kernel-jump", 139),
+    ("data-jump", 139),
+    ("stack-overflow", 139),
+    ("privileged", 139),
+    ("divide", 136),
+    ("illegal", 132),
+    ("breakpoint", 133),
+    ("abort", 134),
+    ("panic", 134),
+    ("terminate", 143),
+];
+
+fn bad_ends() -> Result<(), Failed> {
+    let lines: Vec<_> = ENDS
+        .iter()
+        .map(|(way, _)| format!("run abi-check end {way}"))
+        .collect();
+    let captured = session(&lines)?;
+    let text = captured.text();
+    let found: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.split_once(" ended with status "))
+        .map(|(_, status)| status)
+        .collect();
+    let expected: Vec<_> = ENDS.iter().map(|(_, status)| status.to_string()).collect();
+    ensure(found == expected, || {
+        format!("expected {expected:?}, found {found:?}\nlog:\n{}", captured.log)
+    })
+}
+
+fn stdin() -> Result<(), Failed> {
+    let input: Vec<u8> = (0..=u8::MAX).cycle().take(3000).collect();
+    let captured = run(&Root::default(), &["/bin/abi-check", "echo"], &input)?;
+    ended(&captured, 0)?;
+    ensure(captured.stdout == input, || {
+        format!("{} of {} bytes came back", captured.stdout.len(), input.len())
+    })
+}
