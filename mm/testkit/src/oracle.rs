@@ -9,20 +9,25 @@
 //! counts the same way), and none for a page that one operation unmaps completely.
 
 /// Subpages of a huge page.
-pub const N: usize = 512;
+pub const N: usize = mm::ENTRIES;
+
+/// The same, in the width of counters.
+const ALL_PAGES: u32 = mm::HPAGE_PAGES;
+
+const WORDS: usize = N.div_ceil(64);
 
 /// Most processes that a [`Thp`] follows.
 pub const MAX_MAPPERS: usize = 6;
 
 /// A set of subpages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Subpages([u64; N / 64]);
+pub struct Subpages([u64; WORDS]);
 
 impl Subpages {
     /// None.
-    pub const EMPTY: Self = Self([0; N / 64]);
+    pub const EMPTY: Self = Self([0; WORDS]);
     /// All.
-    pub const ALL: Self = Self([u64::MAX; N / 64]);
+    pub const ALL: Self = Self([if N < 64 { (1 << (N % 64)) - 1 } else { u64::MAX }; WORDS]);
 
     /// `nr` subpages from `first`; those past the end do not exist.
     #[must_use]
@@ -134,7 +139,7 @@ impl Thp {
             subpage: [0; N],
             refs: 1,
             shares: Shares {
-                anon_pages: 512,
+                anon_pages: ALL_PAGES,
                 anon_thps: 1,
                 deferred: 0,
                 split_pmd: 0,
@@ -174,7 +179,7 @@ impl Thp {
             return;
         }
         self.shares.split_pmd += 1;
-        self.refs += 511;
+        self.refs += ALL_PAGES - 1;
         self.bias(1);
         if self.entire > 1 && !self.double_map {
             self.double_map = true;
@@ -203,10 +208,10 @@ impl Thp {
         let gone = if self.double_map {
             self.leave_double_map()
         } else {
-            512
+            ALL_PAGES
         };
         self.shares.anon_pages -= gone;
-        if 0 < gone && gone < 512 {
+        if 0 < gone && gone < ALL_PAGES {
             self.enqueue();
         }
     }
@@ -290,7 +295,7 @@ impl Thp {
     /// Page-table entries that map any part, by the rule.
     #[must_use]
     pub fn total(&self) -> u32 {
-        let bias = if self.double_map { 512 } else { 0 };
+        let bias = if self.double_map { ALL_PAGES } else { 0 };
         self.entire + self.subpage.iter().sum::<u32>() - bias
     }
 

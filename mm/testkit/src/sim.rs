@@ -24,6 +24,9 @@ use crate::{
 /// Frames at the bottom that every machine keeps from the allocator, as firmware and the kernel's image would.
 pub const FIRMWARE_FRAMES: u32 = 16;
 
+/// A machine of ordinary size: 40 MiB, or as many huge pages where those are small.
+pub const MANY_FRAMES: u32 = 20 * mm::HPAGE_PAGES;
+
 /// What machine to boot.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -36,23 +39,12 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// 16 MiB and two CPUs.
+    /// Room for some tens of huge pages, and two CPUs.
     fn default() -> Self {
         Self {
-            frames: 16 << 8,
+            frames: MANY_FRAMES,
             nr_cpus: 2,
             holes: Vec::new(),
-        }
-    }
-}
-
-impl Config {
-    /// A machine of this many MiB.
-    #[must_use]
-    pub fn mib(mib: u32) -> Self {
-        Self {
-            frames: mib << 8,
-            ..Self::default()
         }
     }
 }

@@ -127,7 +127,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// A machine whose memory has holes that are not aligned to anything, and spans two zones.
 fn machine() -> Sim {
-    let frames = if cfg!(miri) { 3 << 9 } else { 24 << 8 };
+    let frames = if cfg!(miri) { 1100 } else { 24 << 8 };
     Sim::boot(&Config {
         frames,
         nr_cpus: 2,
@@ -201,7 +201,9 @@ proptest! {
         for op in &ops {
             step(&sim, &mut model, op);
             prop_assert_eq!(model.nr_free(), sim.nr_free_pages());
-            sim.verify(&[], &model);
+            if !cfg!(miri) {
+                sim.verify(&[], &model);
+            }
         }
         while let Some((pfn, order)) = model.free(0) {
             sim.free_pages(pfn, order);

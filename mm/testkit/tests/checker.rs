@@ -1,7 +1,9 @@
 //! Each rule of the checker and of the simulated machine, broken once: it must be noticed, and named.
 
 use mm::{
-    Advice, Counter, MapRequest, Order, PageFlags, Pfn, Place, Prot, VirtAddr, VirtRange, VmaFlags,
+    Advice, Counter, ENTRIES, MapRequest, Order, PAGE_SHIFT, PageFlags, Pfn, Place, Prot, VirtAddr,
+    VirtRange, VmaFlags,
+    addr::ENTRIES_SHIFT,
     check::{Damage, Owners, Rule},
     platform::{CpuId, Nanos, Platform, Stride, WaitKey},
 };
@@ -56,7 +58,7 @@ fn frame(process: &Process<'_>, sim: &Sim, page: u64) -> Pfn {
 }
 
 fn with_machine<T>(f: impl FnOnce(&Sim, &Process<'_>) -> T) -> T {
-    let sim = Sim::boot(&Config::mib(16));
+    let sim = Sim::boot(&Config::default());
     let process = sim.start(CpuId::new(0)).expect("memory is there");
     populate(&process, &sim);
     sim.verify(&[&process], &());
@@ -168,15 +170,16 @@ fn a_free_page_that_was_written_to() {
 
 #[test]
 fn a_block_that_no_owner_names() {
+    let block = Order::new(3).expect("an order");
     with_machine(|sim, process| {
         let pfn = sim
-            .alloc_pages(Order::MAX, mm::AllocFlags::empty())
+            .alloc_pages(block, mm::AllocFlags::empty())
             .expect("memory is there");
         let violation = sim.check(&[process], &()).expect_err("not noticed");
         assert_eq!((violation.rule, violation.found), (Rule::References, 1));
-        sim.verify(&[process], &One(pfn, Order::MAX));
+        sim.verify(&[process], &One(pfn, block));
         // Named with the wrong size, its rest is lost.
-        let half = Order::MAX.down().expect("an order");
+        let half = block.down().expect("an order");
         assert_eq!(
             sim.check(&[process], &One(pfn, half))
                 .expect_err("not noticed")
@@ -217,16 +220,22 @@ impl Owners for One {
     }
 }
 
+/// Which entry belongs to a page, in a table that many levels above the PTEs.
+fn index_at(level: u32, page: u64) -> usize {
+    let above = addr(page).as_u64() >> (PAGE_SHIFT + level * ENTRIES_SHIFT);
+    usize::try_from(above).expect("fits") % ENTRIES
+}
+
 /// Changes the PTE of a page behind `mm`'s back, without a flush.
 fn store_pte(sim: &Sim, process: &Process<'_>, page: u64, raw: u64) {
     let mut table = process.root();
-    for shift in [39, 30, 21] {
-        let index = usize::try_from(addr(page).as_u64() >> shift).expect("fits") % 512;
+    for level in [3, 2, 1] {
+        let index = index_at(level, page);
         // SAFETY: the walk goes through tables of a live space that nobody else uses.
         let entry = unsafe { sim.machine().table(table) }.load(index);
         table = Pfn::new(u32::try_from((entry & 0x000f_ffff_ffff_f000) >> 12).expect("a frame number"));
     }
-    let index = usize::try_from(addr(page).as_u64() >> 12).expect("fits") % 512;
+    let index = index_at(0, page);
     // SAFETY: as above.
     unsafe { sim.machine().table(table) }.store(index, raw);
 }
@@ -263,8 +272,8 @@ fn a_small_entry_published_before_the_flush_is_noticed() {
         // As a wrong split would: the table is there while the CPU still holds the large translation.
         let pmd_table = {
             let mut table = process.root();
-            for shift in [39, 30] {
-                let index = usize::try_from(addr(0).as_u64() >> shift).expect("fits") % 512;
+            for level in [3, 2] {
+                let index = index_at(level, 0);
                 // SAFETY: as in `store_pte`.
                 let entry = unsafe { sim.machine().table(table) }.load(index);
                 table =
@@ -272,7 +281,7 @@ fn a_small_entry_published_before_the_flush_is_noticed() {
             }
             table
         };
-        let index = |page| usize::try_from(addr(page).as_u64() >> 21).expect("fits") % 512;
+        let index = |page| index_at(1, page);
         // SAFETY: as in `store_pte`.
         let pmds = unsafe { sim.machine().table(pmd_table) };
         pmds.store(index(0), pmds.load(index(SPLIT)));
@@ -284,13 +293,13 @@ fn a_small_entry_published_before_the_flush_is_noticed() {
 #[test]
 #[should_panic(expected = "a deadlock")]
 fn sleeping_for_what_nobody_can_bring_is_noticed() {
-    let sim = Sim::boot(&Config::mib(16));
+    let sim = Sim::boot(&Config::default());
     sim.machine().wait(WaitKey::external(1), None, &mut || true);
 }
 
 #[test]
 fn a_sleep_with_a_deadline_ends_and_time_has_passed() {
-    let sim = Sim::boot(&Config::mib(16));
+    let sim = Sim::boot(&Config::default());
     sim.machine()
         .wait(WaitKey::external(1), Some(Nanos(5000)), &mut || true);
     assert!(sim.machine().now() >= Nanos(5000));
@@ -299,7 +308,7 @@ fn a_sleep_with_a_deadline_ends_and_time_has_passed() {
 #[test]
 #[should_panic(expected = "with preemption off")]
 fn sleeping_with_preemption_off_is_noticed() {
-    let sim = Sim::boot(&Config::mib(16));
+    let sim = Sim::boot(&Config::default());
     let _guard = sim.machine().preempt_off();
     sim.machine().wait(WaitKey::external(1), None, &mut || false);
 }
@@ -307,7 +316,7 @@ fn sleeping_with_preemption_off_is_noticed() {
 #[test]
 #[should_panic(expected = "never returns")]
 fn a_flush_inside_ones_own_walk_is_noticed() {
-    let sim = Sim::boot(&Config::mib(16));
+    let sim = Sim::boot(&Config::default());
     let _walk = sim.machine().lockless_walk();
     sim.machine()
         .flush_tlb(sim.machine().all_cpus(), range(0, 1), Stride::Page);
@@ -316,7 +325,7 @@ fn a_flush_inside_ones_own_walk_is_noticed() {
 #[test]
 #[should_panic(expected = "changed its CPU with preemption off")]
 fn changing_the_cpu_with_preemption_off_is_noticed() {
-    let sim = Sim::boot(&Config::mib(16));
+    let sim = Sim::boot(&Config::default());
     let _guard = sim.machine().preempt_off();
     on_cpu(CpuId::new(1), || ());
 }

@@ -14,7 +14,7 @@ fn play(name: &str) {
         .collect();
     assert!(!rows.is_empty(), "no scenario begins with {name}");
     for row in rows {
-        let sim = Sim::boot(&Config::mib(32));
+        let sim = Sim::boot(&Config::default());
         let before = sim.nr_free_pages();
         {
             let process = sim.start(CpuId::new(0)).expect("memory is there");
@@ -64,7 +64,7 @@ rows! {
 /// tables around them were once left behind when the space went.
 #[test]
 fn topmost_page_of_user_space_leaves_no_table_behind() {
-    let sim = Sim::boot(&Config::mib(32));
+    let sim = Sim::boot(&Config::default());
     let before = sim.nr_free_pages();
     {
         let process = sim.start(CpuId::new(0)).expect("memory is there");
@@ -85,15 +85,17 @@ fn topmost_page_of_user_space_leaves_no_table_behind() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes long, and each is run by itself")]
 fn scenarios_run_one_after_the_other_in_one_process() {
-    let sim = Sim::boot(&Config::mib(32));
+    let sim = Sim::boot(&Config::default());
     let mut process = sim.start(CpuId::new(0)).expect("memory is there");
     for (nth, scenario) in (0..).zip(ALL) {
         process.run_on(CpuId::new(nth % 2));
         if let Err(failure) = run(&process, scenario) {
             panic!("{failure}");
         }
-        let everything = mm::VirtRange::user(mm_testkit::scenario::HOME, 1 << 30).expect("a user range");
+        let everything =
+            mm::VirtRange::user(mm_testkit::scenario::HOME, 8 * mm::PMD_SIZE).expect("a user range");
         sim.munmap(&process, everything)
             .expect("unmapping needs no memory here");
         sim.verify(&[&process], &());

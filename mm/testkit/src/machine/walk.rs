@@ -1,9 +1,10 @@
-//! The page walk of an x86_64 CPU with four levels, from the manual's description of the entries.
+//! The page walk of an x86_64 CPU with four levels, from the manual's description of the entries. In builds for tools
+//! that run code step by step the tables are as small as `mm`'s.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mm::{
-    addr::{PAGE_BYTES, PMD_SIZE, Pfn},
+    addr::{ENTRIES, ENTRIES_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD_SIZE, Pfn},
     platform::Platform,
 };
 
@@ -81,8 +82,8 @@ impl SimMachine {
         let mut rights = WRITE | USER | EXEC;
         let mut level = 4;
         loop {
-            let shift = 12 + 9 * (level - 1);
-            let slot = self.slot(table, (addr >> shift) & 511);
+            let shift = PAGE_SHIFT + ENTRIES_SHIFT * (level - 1);
+            let slot = self.slot(table, (addr >> shift) % ENTRIES as u64);
             let entry = slot.load(Ordering::Acquire);
             rights &= (entry & (WRITE | USER)) | if entry & NO_EXEC == 0 { EXEC } else { 0 };
             if level == 1 || entry & PRESENT == 0 || (level == 2 && entry & HUGE != 0) {

@@ -10,8 +10,13 @@ mod rows;
 mod run;
 
 use mm::{
-    addr::PMD_SIZE, address_space::AddressSpace, check::Violation, counter::Counter, flags::Prot,
-    memory::Memory, platform::Platform,
+    addr::{PAGE_BYTES, PMD_SIZE},
+    address_space::AddressSpace,
+    check::Violation,
+    counter::Counter,
+    flags::Prot,
+    memory::Memory,
+    platform::Platform,
 };
 pub use rows::ALL;
 pub use run::{Failure, Why, run};
@@ -19,10 +24,14 @@ pub use run::{Failure, Why, run};
 use crate::oracle::Row;
 
 /// Where a scenario's memory lies: aligned to 2 MiB, far from everything else.
-pub const HOME: u64 = 0x10_0000_0000;
+pub const HOME: u64 = if mm::ENTRIES == 512 {
+    0x10_0000_0000
+} else {
+    0x40_0000
+};
 
 /// Pages in 2 MiB.
-pub const HUGE: u64 = PMD_SIZE / 4096;
+pub const HUGE: u64 = PMD_SIZE / PAGE_BYTES;
 
 /// One step. Pages are counted from [`HOME`].
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! The rows.
 
-use mm::{counter::Counter, flags::Prot};
+use mm::{HPAGE_PAGES, counter::Counter, flags::Prot};
 
 use super::{HUGE, Op, Scenario};
 use crate::oracle::Row;
@@ -31,9 +31,13 @@ const fn row(entire: u32, raw: (i32, i32), mapcount: (u32, u32), total: u32, ref
 /// T1.1.
 const ROW_F1: Op = row(1, (-1, -1), (1, 1), 1, 1);
 /// F1 with its PMD split.
-const ROW_SPLIT: Op = row(0, (0, 0), (1, 1), 512, 512);
+const ROW_SPLIT: Op = row(0, (0, 0), (1, 1), N, N);
 /// F1 split, subpage 7 unmapped.
-const ROW_SPLIT_LESS_7: Op = row(0, (0, -1), (1, 0), 511, 511);
+const ROW_SPLIT_LESS_7: Op = row(0, (0, -1), (1, 0), N - 1, N - 1);
+
+/// [`HUGE`] in the width of counts, and of differences.
+const N: u32 = HPAGE_PAGES;
+const DELTA: i64 = HPAGE_PAGES as i64;
 
 const ALL_PAGES: (u64, u64) = (0, HUGE);
 
@@ -56,14 +60,14 @@ macro_rules! scenarios {
 scenarios! {
     T1_1 = "T1.1 a huge page mapped by one PMD": [
         F1[0], F1[1], ROW_F1,
-        Op::ExpectDelta(Counter::NrAnonPages, 512),
+        Op::ExpectDelta(Counter::NrAnonPages, DELTA),
         Op::ExpectDelta(Counter::NrAnonThps, 1),
         Op::ExpectDelta(Counter::ThpFaultAlloc, 1),
         Op::ExpectDelta(Counter::ThpFaultFallback, 0),
         Op::ExpectDelta(Counter::ThpDeferredSplitPage, 0),
         Op::ExpectDelta(Counter::PgFault, 1),
-        Op::ExpectDelta(Counter::NrInactiveAnon, 512),
-        Op::ExpectRss(512),
+        Op::ExpectDelta(Counter::NrInactiveAnon, DELTA),
+        Op::ExpectRss(HUGE),
     ];
     T2_2 = "T2.2 every subpage counts one mapping and is anonymous": [
         F1[0], F1[1],
@@ -85,13 +89,13 @@ scenarios! {
         Op::ExpectDelta(Counter::NrAnonPages, -1),
         Op::ExpectDelta(Counter::NrAnonThps, -1),
         Op::ExpectQueued(1),
-        Op::ExpectRss(511),
-        counts((7, 1), 0), counts((0, 7), 1), counts((8, 504), 1),
+        Op::ExpectRss(HUGE - 1),
+        counts((7, 1), 0), counts((0, 7), 1), counts((8, HUGE - 8), 1),
         // The flag M speaks for the whole compound page: the unmapped subpage still shows it.
         Op::ExpectAnon { first: 0, pages: HUGE },
         // The second area needs a record; a slab for it may come from the page allocator, the huge page does not go.
         Op::Unmap { first: 0, pages: 7 },
-        Op::Unmap { first: 8, pages: 504 },
+        Op::Unmap { first: 8, pages: HUGE - 8 },
         Op::ExpectQueued(0), Op::ExpectFreed,
         Op::ExpectDelta(Counter::ThpDeferredSplitPage, 1),
     ];
@@ -99,12 +103,12 @@ scenarios! {
         F1[0], F1[1], ROW_F1, Op::Mark,
         Op::DontNeed { first: 1, pages: 1 },
         Op::DontNeed { first: 3, pages: 1 },
-        Op::DontNeed { first: 511, pages: 1 },
+        Op::DontNeed { first: HUGE - 1, pages: 1 },
         Op::ExpectDelta(Counter::ThpDeferredSplitPage, 1),
         Op::ExpectDelta(Counter::ThpSplitPmd, 1),
         Op::ExpectQueued(1),
         Op::ExpectFree(0),
-        Op::ExpectRss(509),
+        Op::ExpectRss(HUGE - 3),
     ];
     T3_4 = "T3.4 unmapping all PTEs at once never queues the page": [
         F1[0], F1[1], ROW_F1, Op::Mark,
@@ -118,19 +122,19 @@ scenarios! {
         Op::Unmap { first: 0, pages: HUGE },
         Op::ExpectDelta(Counter::ThpDeferredSplitPage, 0),
         Op::ExpectDelta(Counter::ThpSplitPmd, 0),
-        Op::ExpectDelta(Counter::NrAnonPages, -512),
+        Op::ExpectDelta(Counter::NrAnonPages, -DELTA),
         Op::ExpectDelta(Counter::NrAnonThps, -1),
         Op::ExpectFreed,
     ];
     T4_1 = "T4.1 a PMD split needs no memory": [
         F1[0], F1[1], ROW_F1,
         Op::Exhaust, Op::Mark,
-        Op::SplitPmd { page: 100 },
+        Op::SplitPmd { page: HUGE / 4 },
         Op::ExpectDelta(Counter::ThpSplitPmd, 1),
         Op::ExpectDelta(Counter::PgAlloc, 0),
         ROW_SPLIT,
         Op::ExpectByte { page: 0, byte: 0x5a },
-        Op::ExpectByte { page: 511, byte: 0 },
+        Op::ExpectByte { page: HUGE - 1, byte: 0 },
         Op::Refill,
     ];
     T4_2 = "T4.2 a pinned huge page's PMD splits, and the pin stays good": [
@@ -138,7 +142,7 @@ scenarios! {
         Op::Pin { page: 9, times: 1 },
         row(1, (-1, -1), (1, 1), 1, 2), Op::Mark,
         Op::SplitPmd { page: 0 },
-        row(0, (0, 0), (1, 1), 512, 513),
+        row(0, (0, 0), (1, 1), N, N + 1),
         Op::ExpectByte { page: 0, byte: 0x5a },
         Op::Unpin { page: 9, times: 1 },
         ROW_SPLIT,
@@ -147,13 +151,13 @@ scenarios! {
         F1[0], F1[1], ROW_F1, Op::Mark,
         Op::SplitPmd { page: 0 },
         ROW_SPLIT,
-        Op::SplitPmd { page: 511 },
+        Op::SplitPmd { page: HUGE - 1 },
         ROW_SPLIT,
         Op::ExpectDelta(Counter::ThpSplitPmd, 1),
         Op::ExpectDelta(Counter::ThpDeferredSplitPage, 0),
         Op::ExpectDelta(Counter::NrAnonThps, -1),
         Op::ExpectDelta(Counter::NrAnonPages, 0),
-        Op::ExpectRss(512),
+        Op::ExpectRss(HUGE),
         Op::ExpectFree(0),
     ];
     T4_5 = "T4.5 a read-only PMD becomes read-only PTEs": [
@@ -162,26 +166,26 @@ scenarios! {
         ROW_F1,
         Op::SplitPmd { page: 0 },
         ROW_SPLIT,
-        Op::ExpectReadOnly { page: 0 }, Op::ExpectReadOnly { page: 300 }, Op::ExpectReadOnly { page: 511 },
+        Op::ExpectReadOnly { page: 0 }, Op::ExpectReadOnly { page: HUGE / 2 + 1 }, Op::ExpectReadOnly { page: HUGE - 1 },
         Op::ExpectFilled { first: 0, pages: HUGE },
         // The PMD was dirty, so now the page is.
         flags((0, 1), 0x4_0040_d838),
         Op::Protect { first: 0, pages: HUGE, prot: Prot::READ.union(Prot::WRITE) },
-        Op::Write { page: 300, byte: 1 },
-        Op::ExpectByte { page: 300, byte: 1 },
+        Op::Write { page: HUGE / 2 + 1, byte: 1 },
+        Op::ExpectByte { page: HUGE / 2 + 1, byte: 1 },
         ROW_SPLIT,
     ];
     T7_1 = "T7.1 tails answer for the head's mapping": [
         F1[0], F1[1],
-        Op::ExpectAnon { first: 1, pages: 511 },
+        Op::ExpectAnon { first: 1, pages: HUGE - 1 },
         Op::SplitPmd { page: 0 },
-        Op::ExpectAnon { first: 1, pages: 511 },
+        Op::ExpectAnon { first: 1, pages: HUGE - 1 },
     ];
     T10_1 = "T10.1 references to a tail are the head's": [
         F1[0], F1[1], ROW_F1,
         Op::Pin { page: 7, times: 1000 },
         row(1, (-1, -1), (1, 1), 1, 1001),
-        Op::ExpectNoReferences { first: 1, pages: 511 },
+        Op::ExpectNoReferences { first: 1, pages: HUGE - 1 },
         counts((7, 1), 1),
         Op::Unpin { page: 7, times: 1000 },
         ROW_F1,
@@ -192,14 +196,14 @@ scenarios! {
         Op::Unmap { first: 0, pages: HUGE },
         row(0, (-1, -1), (0, 0), 0, 1), Op::Mark,
         Op::Unpin { page: 7, times: 1 },
-        Op::ExpectDelta(Counter::PgFree, 512),
-        Op::ExpectFree(512),
+        Op::ExpectDelta(Counter::PgFree, DELTA),
+        Op::ExpectFree(DELTA),
         Op::ExpectFreed,
     ];
     F1_FLAGS = "F1 kpageflags are those of Linux 6.1": [
         F1[0], F1[1],
         flags((0, 1), 0x4_0040_d828),
-        flags((1, 511), 0x41_1800),
+        flags((1, HUGE - 1), 0x41_1800),
         counts(ALL_PAGES, 1),
         Op::SplitPmd { page: 0 },
         // The dirty bit moves from the PMD to the page.
@@ -212,21 +216,21 @@ scenarios! {
         Op::Map { first: 0, pages: 4 * HUGE },
         Op::Fill { first: 0, pages: 4 * HUGE },
         Op::ExpectDelta(Counter::NrAnonThps, 4),
-        Op::ExpectDelta(Counter::NrAnonPages, 2048),
-        Op::ExpectRss(2048),
+        Op::ExpectDelta(Counter::NrAnonPages, 4 * DELTA),
+        Op::ExpectRss(4 * HUGE),
         Op::Mark,
-        Op::DontNeed { first: HUGE + 256, pages: 1 },
+        Op::DontNeed { first: HUGE + HUGE / 2, pages: 1 },
         Op::ExpectDelta(Counter::NrAnonThps, -1),
         Op::ExpectDelta(Counter::NrAnonPages, -1),
         Op::ExpectDelta(Counter::ThpSplitPmd, 1),
         Op::ExpectDelta(Counter::ThpDeferredSplitPage, 1),
         Op::ExpectQueued(1),
         Op::ExpectFree(0),
-        Op::ExpectFilled { first: 0, pages: HUGE + 256 },
-        Op::ExpectByte { page: HUGE + 256, byte: 0 },
-        Op::ExpectFilled { first: HUGE + 257, pages: 3 * HUGE - 257 },
+        Op::ExpectFilled { first: 0, pages: HUGE + HUGE / 2 },
+        Op::ExpectByte { page: HUGE + HUGE / 2, byte: 0 },
+        Op::ExpectFilled { first: HUGE + HUGE / 2 + 1, pages: 3 * HUGE - HUGE / 2 - 1 },
         Op::Unmap { first: 0, pages: 4 * HUGE },
         Op::ExpectQueued(0),
-        Op::ExpectDelta(Counter::NrAnonPages, -2048),
+        Op::ExpectDelta(Counter::NrAnonPages, -4 * DELTA),
     ];
 }

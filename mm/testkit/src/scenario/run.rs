@@ -92,9 +92,13 @@ pub fn run<R: Runner>(runner: &R, scenario: &Scenario) -> Result<(), Failure> {
     let mut state = State::new(runner);
     let mut result = Ok(());
     for (step, &op) in scenario.ops.iter().enumerate() {
-        let done = state
-            .step(op)
-            .and_then(|()| runner.check(&state.held).map_err(Why::Checker));
+        let done = state.step(op).and_then(|()| {
+            // Under Miri a check takes a second: there it is made once, at the end.
+            if cfg!(miri) && step + 1 < scenario.ops.len() {
+                return Ok(());
+            }
+            runner.check(&state.held).map_err(Why::Checker)
+        });
         if let Err(why) = done {
             result = Err(Failure {
                 scenario: scenario.name,
