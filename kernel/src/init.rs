@@ -60,7 +60,7 @@ pub fn mount_root() {
 fn run_program(program: &[u8], argv: &[&[u8]]) -> u8 {
     let env: Vec<&[u8]> = args().env().collect();
     match process::spawn(program, argv, &env) {
-        Ok(process) => process.wait().status(),
+        Ok(process) => process.wait_in_foreground().status(),
         Err(error) => {
             log::error!("exec: {}: {error}", program.escape_ascii());
             status_of(error)

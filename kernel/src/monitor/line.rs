@@ -12,7 +12,7 @@ use alloc::{string::String, vec::Vec};
 
 use crate::{
     drivers::uart::{self, Read},
-    vfs::tty::Stream,
+    vfs::tty::{self, Stream},
 };
 
 /// Lines that are remembered.
@@ -102,6 +102,9 @@ impl LineReader {
 
 /// Waits for the next byte; `None` at the end of input.
 fn next_byte() -> Option<u8> {
+    if let Some(byte) = tty::take_left() {
+        return Some(byte);
+    }
     let mut byte = [0];
     loop {
         match uart::com1_read(&mut byte) {
@@ -152,8 +155,8 @@ impl<'a> Editor<'a> {
     }
 
     fn run(mut self) -> Input {
+        self.redraw();
         loop {
-            self.redraw();
             let Some(key) = next_key() else {
                 put("\n");
                 return Input::End;
@@ -171,8 +174,15 @@ impl<'a> Editor<'a> {
                     put("^C\n");
                     self.show(self.history.len());
                 }
+                Key::Character(character) if self.cursor == self.line.len() => {
+                    // The common case needs no drawing.
+                    self.insert(character);
+                    put(character.encode_utf8(&mut [0; 4]));
+                    continue;
+                }
                 key => self.apply(key),
             }
+            self.redraw();
         }
     }
 

@@ -25,10 +25,7 @@ pub mod programs;
 use core::fmt;
 
 use self::line::{Input, LineReader};
-use crate::{
-    drivers::uart,
-    vfs::tty::{self, Stream},
-};
+use crate::{drivers::uart, vfs::tty::Stream};
 
 /// What stands before each line on a terminal.
 const PROMPT: &str = "cleave> ";
@@ -71,7 +68,6 @@ pub fn run() -> u8 {
     let mut background = programs::Background::new();
     loop {
         background.report_ended();
-        tty::reset();
         match reader.read(PROMPT) {
             Input::Line(line) => {
                 if let After::PowerOff(status) = command::execute(&line, &mut background) {

@@ -41,7 +41,7 @@ pub fn run(words: &[&str]) {
 
 /// Waits for a program, and says how it ended unless all was well.
 fn report(process: &Process) {
-    let status = process.wait().status();
+    let status = process.wait_in_foreground().status();
     if status != 0 {
         say!("{process:?} ended with status {status}");
     }

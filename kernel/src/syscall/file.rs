@@ -6,7 +6,7 @@ use linux_abi::{
     errno::Errno,
     raw::{general as abi, ioctl},
 };
-use mm::{Nanos, PAGE_SIZE, WaitKey};
+use mm::{Nanos, PAGE_SIZE};
 
 use super::{
     Call, Result,
@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{
     drivers::uart,
-    task::wait,
     vfs::{
         fd::OnExec,
         file::{DirectoryEntry, File, Readiness, Stat, Whence},
@@ -602,19 +601,22 @@ fn poll_until(call: &Call<'_>, deadline: Option<Nanos>) -> Result {
             }
             return Ok(ready);
         }
-        wait_for_poll(&polled, deadline);
+        wait_for_poll(call, &polled, deadline)?;
     }
 }
 
 /// Sleeps until something polled may have changed: only the terminal's input ever does.
-fn wait_for_poll(polled: &[Polled], deadline: Option<Nanos>) {
-    if polled.iter().any(|one| one.fd >= 0) {
-        uart::com1_wait(deadline);
-    } else {
-        // Nobody wakes this key: only the deadline ends the sleep.
-        wait::wait(WaitKey::external(POLL_NOTHING), deadline, &mut || true);
+fn wait_for_poll(
+    call: &Call<'_>,
+    polled: &[Polled],
+    deadline: Option<Nanos>,
+) -> core::result::Result<(), Errno> {
+    if polled.iter().all(|one| one.fd < 0) {
+        return call.process().sleep(deadline, &mut || true);
     }
+    if call.process().is_interrupted() {
+        return Err(Errno::EINTR);
+    }
+    uart::com1_wait(deadline);
+    Ok(())
 }
-
-/// Key of sleepers that wait for nothing but time.
-const POLL_NOTHING: u64 = u64::MAX;

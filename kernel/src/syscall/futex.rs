@@ -12,14 +12,11 @@
 use alloc::vec::Vec;
 
 use linux_abi::{errno::Errno, raw::general as abi};
-use mm::{Nanos, WaitKey};
+use mm::Nanos;
 use spin::Mutex;
 
 use super::{Call, Result, time, unsupported, user::UserAddr};
-use crate::{
-    drivers::clock,
-    task::{process::Pid, wait},
-};
+use crate::{drivers::clock, task::process::Pid};
 
 /// A futex.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,11 +39,6 @@ impl Futex {
             },
             addr,
         ))
-    }
-
-    /// Addresses have 47 bits; two futexes that share a key only cost each other a look.
-    fn key(self) -> WaitKey {
-        WaitKey::external(u64::from(self.process.number()) << 47 | self.addr)
     }
 }
 
@@ -138,7 +130,9 @@ fn wait_for(call: &Call<'_>, bits: u32, deadline: Option<Nanos>) -> Result {
                 Ok(0)
             };
         }
-        wait::wait(futex.key(), deadline, &mut || is_waiting(ticket));
+        if let Err(interrupted) = call.process().sleep(deadline, &mut || is_waiting(ticket)) {
+            return if leave(ticket) { Err(interrupted) } else { Ok(0) };
+        }
     }
     Ok(0)
 }
@@ -153,7 +147,8 @@ fn wake(call: &Call<'_>, bits: u32) -> Result {
         !chosen
     });
     if left < wanted {
-        wait::wake(futex.key());
+        // Memory is not shared: whoever waited is the caller's own process.
+        call.process().wake();
     }
     Ok(wanted - left)
 }

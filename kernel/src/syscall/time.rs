@@ -9,7 +9,7 @@ use super::{
     unsupported,
     user::UserAddr,
 };
-use crate::{drivers::clock, task::wait};
+use crate::drivers::clock;
 
 /// Steps a second of `times` and of `AT_CLKTCK`.
 pub const USER_HZ: u64 = 100;
@@ -109,23 +109,39 @@ pub(super) fn time(call: &Call<'_>) -> Result {
     Ok(seconds)
 }
 
-/// `nanosleep(span, left)`. Nothing interrupts it, so `left` is never written.
+/// Sleeps until `deadline`.
+fn sleep(call: &Call<'_>, deadline: Nanos) -> core::result::Result<(), Errno> {
+    while clock::now() < deadline {
+        call.process().sleep(Some(deadline), &mut || true)?;
+    }
+    Ok(())
+}
+
+/// `nanosleep(span, left)`.
 pub(super) fn nanosleep(call: &Call<'_>) -> Result {
     let span = read_timespec(UserAddr::new(call.raw(0))?)?;
-    wait::sleep_until(after(span));
-    Ok(0)
+    relative_sleep(call, span, call.raw(1))
+}
+
+/// Sleeps for `span`; if a signal ends the sleep, `left` is told what is missing.
+fn relative_sleep(call: &Call<'_>, span: Nanos, left: u64) -> Result {
+    let deadline = after(span);
+    let slept = sleep(call, deadline);
+    if slept.is_err()
+        && let Some(addr) = UserAddr::optional(left)?
+    {
+        addr.write(&timespec(Nanos(deadline.0.saturating_sub(clock::now().0))))?;
+    }
+    slept.map(|()| 0)
 }
 
 /// `clock_nanosleep(clock, flags, time, left)`.
 pub(super) fn clock_nanosleep(call: &Call<'_>) -> Result {
-    let clock_id = call.uint(0);
-    let now = read_clock(clock_id)?;
+    let now = read_clock(call.uint(0))?;
     let time = read_timespec(UserAddr::new(call.raw(2))?)?;
-    let span = if call.uint(1) & abi::TIMER_ABSTIME != 0 {
-        Nanos(time.0.saturating_sub(now.0))
-    } else {
-        time
-    };
-    wait::sleep_until(after(span));
-    Ok(0)
+    if call.uint(1) & abi::TIMER_ABSTIME == 0 {
+        return relative_sleep(call, time, call.raw(3));
+    }
+    let span = Nanos(time.0.saturating_sub(now.0));
+    sleep(call, after(span)).map(|()| 0)
 }

@@ -16,7 +16,8 @@ use core::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use linux_abi::raw::general as abi;
+use linux_abi::{errno::Errno, raw::general as abi};
+use mm::Nanos;
 use spin::Mutex;
 
 use super::{
@@ -158,6 +159,8 @@ pub struct Process {
     /// How it ended. Set when nothing is left of it but this.
     outcome: Mutex<Option<Outcome>>,
     ended: WaitQueue,
+    /// Woken when something happens that a sleeping system call of its own must look at.
+    events: WaitQueue,
 }
 
 /// Longest name of a program, without terminator.
@@ -186,6 +189,7 @@ impl Process {
             ending: Mutex::new(None),
             outcome: Mutex::new(None),
             ended: WaitQueue::new(),
+            events: WaitQueue::new(),
         };
         let name = process
             .exe
@@ -277,9 +281,39 @@ impl Process {
         *self.outcome.lock()
     }
 
-    /// Sends it a signal. It takes effect when the process next leaves the kernel.
+    /// Sends it a signal. It takes effect when the process next leaves the kernel; a sleep ends for it.
     pub fn raise(&self, signal: Signal) {
         self.signals.lock().raise(signal);
+        self.events.wake_all();
+    }
+
+    /// Wakes its sleeping system call, to look again at what it waits for.
+    pub fn wake(&self) {
+        self.events.wake_all();
+    }
+
+    /// Whether a signal has arrived that a sleep must end for.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.signals.lock().is_urgent()
+    }
+
+    /// Lets its own thread sleep once, if `still` returns true, until [`wake`](Self::wake), a signal, or `deadline`. May
+    /// return for no reason.
+    ///
+    /// # Errors
+    /// `EINTR`: a signal has arrived.
+    ///
+    /// # Context
+    /// May wait.
+    pub fn sleep(&self, deadline: Option<Nanos>, still: &mut dyn FnMut() -> bool) -> Result<(), Errno> {
+        self.events
+            .wait_while(deadline, &mut || !self.is_interrupted() && still());
+        if self.is_interrupted() {
+            Err(Errno::EINTR)
+        } else {
+            Ok(())
+        }
     }
 
     /// Sleeps until it has ended, forgets its number, and returns how it ended.
@@ -294,6 +328,17 @@ impl Process {
             }
             self.ended.wait_while(None, &mut || self.outcome().is_none());
         }
+    }
+
+    /// As [`wait`](Self::wait), and meanwhile the terminal's keys are the process's.
+    ///
+    /// # Context
+    /// May wait.
+    pub fn wait_in_foreground(&self) -> Outcome {
+        vfs::tty::give_to(self.pid);
+        let outcome = self.wait();
+        vfs::tty::take_back();
+        outcome
     }
 
     /// Decides how it ends, unless that is decided already, and lets the running thread, which is its own, end where
@@ -353,7 +398,6 @@ pub fn spawn(path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Arc<Process>,
 /// [`ExecError::NoMemory`]; nothing is left of it.
 pub fn start(program: Program) -> Result<Arc<Process>, ExecError> {
     let process = Arc::new(Process::new(&program));
-    vfs::tty::reset();
     PROCESSES.lock().insert(process.pid, Arc::clone(&process));
     let frame = program.frame;
     // Only the process is to keep the space.
@@ -383,13 +427,6 @@ pub fn find(pid: Pid) -> Option<Arc<Process>> {
 #[must_use]
 pub fn all() -> Vec<Arc<Process>> {
     PROCESSES.lock().values().cloned().collect()
-}
-
-/// Sends a signal to the process of the running thread, if it is one.
-pub fn raise_in_current(number: u32) {
-    if let (Some(process), Some(signal)) = (current(), Signal::new(number)) {
-        process.raise(signal);
-    }
 }
 
 /// The running process's view of `/proc`.

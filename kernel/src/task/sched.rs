@@ -29,6 +29,7 @@ use crate::{
         wait_for_interrupt,
     },
     drivers::{clock, uart},
+    vfs::tty,
 };
 
 /// Time a program runs before others get their turn.
@@ -412,8 +413,8 @@ pub fn needs_attention() -> bool {
     !percpu::this().asked().is_empty() || thread::current().is_ending()
 }
 
-/// Does what interrupt handlers asked for: deadlines, serial input, the end of a time slice. Ends the running thread
-/// if that was asked.
+/// Does what interrupt handlers asked for: deadlines, serial input, the end of a time slice. Acts on signals; ends the
+/// running thread if that was asked.
 ///
 /// # Context
 /// A task that owns nothing: on the way back to ring 3, or idle. May wait.
@@ -424,7 +425,17 @@ pub fn attend() {
     let asked = percpu::this().take(Pending::all());
     if asked.contains(Pending::UART) {
         uart::service();
+        tty::take_keys();
     }
+    give_way();
+    // An interrupt key, or another program, may have sent this one a signal.
+    if let Some(process) = thread::current_process() {
+        process.deliver_signals();
+    }
+}
+
+/// Wakes those whose deadline is over, and gives the CPU away at the end of a time slice.
+fn give_way() {
     let mut scheduler = SCHEDULER.lock();
     let now = clock::now();
     scheduler.expire(now);

@@ -19,6 +19,10 @@ pub const NSIG: u32 = 64;
 pub struct Signal(u8);
 
 impl Signal {
+    /// The interrupt key.
+    pub const INT: Self = Self::of(abi::SIGINT);
+    /// The quit key.
+    pub const QUIT: Self = Self::of(abi::SIGQUIT);
     /// Illegal instruction.
     pub const ILL: Self = Self::of(abi::SIGILL);
     /// Breakpoint or trace.
@@ -330,6 +334,12 @@ impl Signals {
             }
             _ => false,
         }
+    }
+
+    /// Whether something is pending that is not blocked: a sleep must end.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.pending.0 & !self.mask.0 != 0
     }
 
     /// Takes the next pending signal that is not blocked and says what is to happen.

@@ -18,7 +18,10 @@ use spin::Mutex;
 use crate::{
     boot::args::{StreamEnd, args},
     drivers::uart::{self, Read},
-    task::process,
+    task::{
+        process::{self, Pid},
+        signal::Signal,
+    },
 };
 
 /// A standard stream.
@@ -149,7 +152,7 @@ struct Discipline {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Key {
     Taken,
-    Interrupt(u32),
+    Interrupt(Signal),
 }
 
 static DISCIPLINE: Mutex<Discipline> = Mutex::new(Discipline {
@@ -170,13 +173,60 @@ pub fn set_termios(termios: Termios) {
     DISCIPLINE.lock().termios = termios;
 }
 
-/// Forgets input that nobody read, and gives the terminal its defaults: what the next program finds.
-pub fn reset() {
+/// Who gets the keys: the signals of interrupt keys, and the input that is taken while nobody reads.
+static FOREGROUND: Mutex<Option<Pid>> = Mutex::new(None);
+
+/// Most input that is kept for a program that does not read: as Linux.
+const KEPT: usize = 4096;
+
+/// Gives the terminal, with its default settings, to a process.
+pub fn give_to(process: Pid) {
+    DISCIPLINE.lock().termios = Termios::DEFAULT;
+    *FOREGROUND.lock() = Some(process);
+    // Begins the watch: nobody may be reading for a long time.
+    take_keys();
+}
+
+/// Takes the terminal back from whoever has it. Input that the process left comes out of [`take_left`].
+pub fn take_back() {
+    *FOREGROUND.lock() = None;
     let mut state = DISCIPLINE.lock();
     state.termios = Termios::DEFAULT;
-    state.editing.clear();
-    state.ready.clear();
     state.lines.clear();
+    let editing = core::mem::take(&mut state.editing);
+    state.ready.extend(editing);
+}
+
+/// Takes a byte that was typed for a process that ended before it read it.
+#[must_use]
+pub fn take_left() -> Option<u8> {
+    DISCIPLINE.lock().ready.pop_front()
+}
+
+/// Takes what was typed while a process has the terminal, whether it reads or not: an interrupt key must work for one
+/// that does not.
+///
+/// # Context
+/// A task that holds nothing.
+pub fn take_keys() {
+    if FOREGROUND.lock().is_none() || !Stream::Stdin.is_terminal() {
+        return;
+    }
+    let mut byte = [0];
+    while DISCIPLINE.lock().has_room() {
+        match uart::com1_read(&mut byte) {
+            Read::Bytes(_) => feed(byte[0]),
+            Read::Eof | Read::WouldBlock => return uart::enable_interrupts(),
+        }
+    }
+}
+
+/// Fails if the running process is to end its wait for a signal.
+fn check_signals() -> Result<(), Errno> {
+    match process::current() {
+        Some(process) if process.is_interrupted() => Err(Errno::EINTR),
+        _ => Ok(()),
+    }
 }
 
 /// Reads from the terminal. 0: the end of input.
@@ -201,7 +251,10 @@ fn read_bytes(buffer: &mut [u8], wait: Wait) -> Result<usize, Errno> {
             Read::Bytes(count) => return Ok(count),
             Read::Eof => return Ok(0),
             Read::WouldBlock if wait == Wait::No => return Err(Errno::EAGAIN),
-            Read::WouldBlock => uart::com1_wait(None),
+            Read::WouldBlock => {
+                check_signals()?;
+                uart::com1_wait(None);
+            }
         }
     }
 }
@@ -211,9 +264,10 @@ fn read_terminal(buffer: &mut [u8], wait: Wait) -> Result<usize, Errno> {
         if let Some(count) = DISCIPLINE.lock().take(buffer) {
             return Ok(count);
         }
+        check_signals()?;
         let mut byte = [0];
         match uart::com1_read(&mut byte) {
-            Read::Bytes(_) => feed(byte[0])?,
+            Read::Bytes(_) => feed(byte[0]),
             // The end ends a line that was begun.
             Read::Eof if DISCIPLINE.lock().finish_line() => {}
             Read::Eof => return Ok(0),
@@ -223,20 +277,23 @@ fn read_terminal(buffer: &mut [u8], wait: Wait) -> Result<usize, Errno> {
     }
 }
 
-fn feed(byte: u8) -> Result<(), Errno> {
+fn feed(byte: u8) {
     let mut echo = Vec::new();
     let key = DISCIPLINE.lock().key(byte, &mut echo);
     uart::com1_write(&echo);
-    match key {
-        Key::Taken => Ok(()),
-        Key::Interrupt(signal) => {
-            process::raise_in_current(signal);
-            Err(Errno::EINTR)
+    if let Key::Interrupt(signal) = key {
+        let foreground = *FOREGROUND.lock();
+        if let Some(process) = foreground.and_then(process::find) {
+            process.raise(signal);
         }
     }
 }
 
 impl Discipline {
+    fn has_room(&self) -> bool {
+        self.ready.len() + self.editing.len() < KEPT
+    }
+
     /// Gives out what is ready: at most one line, or `None` if there is nothing yet.
     fn take(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let available = match self.lines.front() {
@@ -279,7 +336,7 @@ impl Discipline {
             byte
         };
         if termios.has(abi::ISIG) {
-            for (index, signal) in [(abi::VINTR, abi::SIGINT), (abi::VQUIT, abi::SIGQUIT)] {
+            for (index, signal) in [(abi::VINTR, Signal::INT), (abi::VQUIT, Signal::QUIT)] {
                 if termios.is(byte, index) {
                     self.editing.clear();
                     self.show(byte, echo);

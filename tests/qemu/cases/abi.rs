@@ -22,6 +22,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("abi::wild_system_calls_hurt_nobody", wild_calls),
         Case::new("abi::vector_registers_survive_other_programs", vector_registers),
         Case::new("abi::bad_ends_have_their_status", bad_ends),
+        Case::new("abi::memory_that_runs_out_ends_programs_only", memory_runs_out),
         Case::new("abi::stdin_comes_back_unchanged", stdin),
     ]
 }
@@ -118,6 +119,7 @@ const ENDS: &[(&str, u8)] = &[
     ("abort", 134),
     ("panic", 134),
     ("terminate", 143),
+    ("eat-memory", 137),
 ];
 
 fn bad_ends() -> Result<(), Failed> {
@@ -136,6 +138,21 @@ fn bad_ends() -> Result<(), Failed> {
     ensure(found == expected, || {
         format!("expected {expected:?}, found {found:?}\nlog:\n{}", captured.log)
     })
+}
+
+/// On a small machine: one program keeps nearly everything for a while, others start, want more, and end as they must.
+fn memory_runs_out() -> Result<(), Failed> {
+    let input = format!(
+        "run abi-check end hold-memory 1500 &\nrun abi-check signals\nrun abi-check end eat-memory\n\
+         run abi-check files\nrun abi-check end hold-memory 0\nrun abi-check memory\ncheck\npoweroff {LAST}\n"
+    );
+    let mut machine = bench::machine()?;
+    machine.memory_mib = 64;
+    let captured = bench::run(&machine, input.as_bytes())?;
+    ended(&captured, LAST)?;
+    let text = captured.text();
+    let is_right = text.contains("all of memory is in order") && text.contains("ended with status 137");
+    ensure(is_right, || format!("{text}\nlog:\n{}", captured.log))
 }
 
 fn stdin() -> Result<(), Failed> {

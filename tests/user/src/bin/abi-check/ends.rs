@@ -28,6 +28,13 @@ pub(crate) fn end(words: &[String]) -> Verdict {
         "divide" => divide(),
         "illegal" => illegal(),
         "breakpoint" => breakpoint(),
+        // 137, where nothing else is there to be given up
+        "eat-memory" => eat_memory(),
+        // 0
+        "hold-memory" => {
+            hold_memory(words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0));
+            std::process::exit(0)
+        }
         // 134
         "abort" => std::process::abort(),
         "panic" => panic!("asked to panic"),
@@ -65,6 +72,28 @@ fn jump_into_data() {
         page.write(0, RET);
         jump(page.addr());
     }
+}
+
+/// Takes memory until there is none; leaves it to `drop` if the kernel says so before.
+fn eat_memory() {
+    let mut pieces = Vec::new();
+    while let Ok(piece) = Mapping::anywhere(16 << 20) {
+        piece.touch();
+        pieces.push(piece);
+    }
+}
+
+/// Takes memory until only `left_kb` are free, and keeps it for three seconds.
+fn hold_memory(left_kb: u64) {
+    const STEP: usize = 64 << 10;
+    let mut pieces = Vec::new();
+    while user::proc::meminfo_kb("MemFree").is_ok_and(|free| free > left_kb)
+        && let Ok(piece) = Mapping::anywhere(STEP)
+    {
+        piece.touch();
+        pieces.push(piece);
+    }
+    std::thread::sleep(Duration::from_secs(3));
 }
 
 #[expect(unconditional_recursion, reason = "the end of the stack is what it is for")]
