@@ -56,6 +56,20 @@ impl Owners for Kernel {
     }
 }
 
+/// The kernel, and somebody else.
+struct Both<'o>(&'o dyn Owners);
+
+impl Owners for Both<'_> {
+    fn for_each_block(&self, visit: &mut dyn FnMut(Pfn, Order)) {
+        Kernel.for_each_block(visit);
+        self.0.for_each_block(visit);
+    }
+
+    fn for_each_reference(&self, visit: &mut dyn FnMut(Pfn)) {
+        self.0.for_each_reference(visit);
+    }
+}
+
 /// Checks all of memory. `spaces` are all address spaces there are.
 ///
 /// # Context
@@ -71,5 +85,18 @@ pub fn check(spaces: &[&AddressSpace]) -> Result<(), CheckError> {
         .try_reserve_exact(frames)
         .map_err(|_| CheckError::NoMemory)?;
     tallies.resize(frames, Tally::default());
-    mm::check::check(mm(), spaces, &Kernel, tallies.as_mut_slice()).map_err(CheckError::Violation)
+    check_with(spaces, &(), &mut tallies).map_err(CheckError::Violation)
+}
+
+/// Checks all of memory, of which `others` hold a part that neither `mm` nor this module knows. `tallies` has one for
+/// every frame. See [`check`].
+///
+/// # Errors
+/// The first rule that is broken; nothing was changed.
+pub fn check_with(
+    spaces: &[&AddressSpace],
+    others: &dyn Owners,
+    tallies: &mut [Tally],
+) -> Result<(), Violation> {
+    mm::check::check(mm(), spaces, &Both(others), tallies)
 }
