@@ -35,7 +35,7 @@ pub fn mm() -> &'static Mm {
         .expect("invariant: the boot order starts mm before its users")
 }
 
-/// Whether [`mm`] may be called.
+/// Whether [`mm()`] may be called.
 #[must_use]
 pub fn mm_is_up() -> bool {
     MM.is_completed()

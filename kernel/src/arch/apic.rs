@@ -4,7 +4,7 @@
 //! comes first; an idle machine without deadlines gets no interrupt at all. Under TCG the local APIC is reached through
 //! its page; where the processor has the x2APIC its registers are used instead.
 //!
-//! Handlers set flags in [`percpu`](super::percpu) and acknowledge; they take no lock.
+//! Handlers set flags in [`percpu`] and acknowledge; they take no lock.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -12,7 +12,7 @@
 //! data. The upper half's top-level entries are all made at start and never change, so a new address space copies
 //! them once ([`copy_kernel_half`]) and sees every later change below them.
 //!
-//! Lock: [`TABLES`] for every change after start. Lock order: the heap's lock, then this, then `mm`'s.
+//! Lock: `TABLES` for every change after start. Lock order: the heap's lock, then this, then `mm`'s.
 
 use core::{
     arch::asm,

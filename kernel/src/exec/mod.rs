@@ -8,7 +8,7 @@
 //!   0x0000_7fff_ffff_f000   stack, from here down: strings, auxv, environment, arguments
 //! ```
 //! *Decode, then commit.* [`elf`] checks the whole header before any memory is taken; [`stack`] builds the initial stack
-//! as bytes. [`load`] then makes a new address space and fills it; if memory runs out, dropping the space gives all of
+//! as bytes. [`load()`] then makes a new address space and fills it; if memory runs out, dropping the space gives all of
 //! it back and the caller has lost nothing.
 //!
 //! Differences from Linux: no dynamic programs and no scripts (`ENOEXEC`, one log line says why); file pages are copied

@@ -6,7 +6,7 @@
 //! ```
 //! | module | does |
 //! |---|---|
-//! | [`line`] | reads a line |
+//! | [`mod@line`] | reads a line |
 //! | [`command`] | the table, and the reading of arguments |
 //! | [`memory`] | commands that show memory |
 //! | [`programs`] | commands about programs |

@@ -9,12 +9,12 @@
 //! |---|---|
 //! | [`table`] | number -> name and handler |
 //! | [`mem`] | `mmap` and relatives |
-//! | [`file`], [`path`] | descriptors; names |
+//! | [`mod@file`], [`path`] | descriptors; names |
 //! | [`proc`] | identity, limits, ends, futex |
 //! | [`signal`] | dispositions, masks, kill |
 //! | [`time`] | clocks and sleeping |
 //! | [`user`] | the program's memory: the only way from a raw argument to an address |
-//! | [`fields`] | structures of the interface, byte by byte |
+//! | `fields` | structures of the interface, byte by byte |
 //!
 //! Rules. A raw argument becomes an address only through [`user`]. Checks come in Linux's order where a program could
 //! tell. What is not supported is refused with the error that a Linux without that part gives, and logged once per

@@ -1,13 +1,13 @@
 //! The run queue, the switch, the time slice, idling.
 //!
-//! *The lock.* [`SCHEDULER`] guards every thread's [`Scheduled`](super::thread::Scheduled) part and all queues. Only
+//! *The lock.* `SCHEDULER` guards every thread's `Scheduled` part and all queues. Only
 //! tasks take it, never interrupt handlers. It is the innermost lock of the kernel: nothing is allocated, freed, logged
-//! or dropped while it is held; what a switch leaves behind is dropped by [`finish_switch`] after unlocking.
+//! or dropped while it is held; what a switch leaves behind is dropped by `finish_switch` after unlocking.
 //!
 //! *The switch* happens with the lock held, so a thread is never picked up by another CPU before its registers are
 //! stored.
 //!
-//! *Address spaces.* A kernel thread runs in whatever space is there ([`Scheduler::active`] keeps it alive); a thread
+//! *Address spaces.* A kernel thread runs in whatever space is there (`Scheduler::active` keeps it alive); a thread
 //! that ends leaves its program's space first, so its memory goes away at once.
 //!
 //! *Time.* The timer is set to the end of the running program's slice or to the next deadline, whatever comes first.

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`cpio`], [`initramfs`] | the archive, and its entries into the tree |
 //! | [`tree`] | nodes and path walks |
-//! | [`file`] | open files and what can be done with them |
+//! | [`mod@file`] | open files and what can be done with them |
 //! | [`fd`] | the table of descriptors |
 //! | [`dev`], [`tty`] | devices; the terminal's line discipline |
 //! | [`proc`] | `/proc`: formats only, the data come from `mm::report` and the process table |
