@@ -2,7 +2,7 @@
 //! one zone lock, per-CPU lists in front of it, one atomic counter per subpage.
 //!
 //! It models what the layout costs, written from the description of the structures (v4.5 to v6.1), not from their
-//! code. Where versions differ it takes what is fastest: huge pages have per-CPU lists too (since v5.13), no interrupts
+//! code. Where versions differ it takes what is fastest: orders 1 to 3 and huge pages have per-CPU lists too (since v5.13), no interrupts
 //! are switched off, no memory cgroup is charged.
 
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -90,11 +90,29 @@ impl List {
     }
 }
 
+/// Which of a CPU's lists holds blocks of this order, if one does.
+fn cached(order: usize) -> Option<usize> {
+    match order {
+        0..=3 => Some(order),
+        HUGE => Some(4),
+        _ => None,
+    }
+}
+
+/// How many blocks of an order move at once, and at how many a list gives a batch back.
+fn batch(order: usize) -> (u32, u32) {
+    if order == HUGE {
+        (HUGE_BATCH, HUGE_HIGH)
+    } else {
+        (BATCH >> order, HIGH >> order)
+    }
+}
+
 /// One CPU's lists, by order 0 and 9, and its event counters.
 #[derive(Default)]
 struct CpuLists {
-    small: List,
-    huge: List,
+    /// Orders 0 to 3, and 9.
+    lists: [List; 5],
     allocated: u64,
     freed: u64,
 }
@@ -147,10 +165,10 @@ impl Zone {
 
     /// Takes a block for CPU `cpu`.
     pub(crate) fn alloc(&self, cpu: usize, order: usize) -> Option<u32> {
-        let page = if order == 0 || order == HUGE {
+        let page = if let Some(nth) = cached(order) {
             let mut lists = self.cpus[cpu].lock();
             lists.allocated += 1 << order;
-            let list = if order == 0 { &lists.small } else { &lists.huge };
+            let list = &lists.lists[nth];
             if list.len.load(Relaxed) == 0 {
                 self.refill(list, order);
             }
@@ -184,16 +202,13 @@ impl Zone {
             || record.memcg.load(Relaxed) != 0;
         assert!(!suspect, "bad page");
         record.index.store(0, Relaxed);
-        if order != 0 && order != HUGE {
+        let Some(nth) = cached(order) else {
             return self.free_one(&self.free.lock(), pfn, order);
-        }
+        };
         let mut lists = self.cpus[cpu].lock();
         lists.freed += 1 << order;
-        let (list, high, batch) = if order == 0 {
-            (&lists.small, HIGH, BATCH)
-        } else {
-            (&lists.huge, HUGE_HIGH, HUGE_BATCH)
-        };
+        let list = &lists.lists[nth];
+        let (batch, high) = batch(order);
         list.push(page);
         if list.len.load(Relaxed) >= high {
             let areas = self.free.lock();
@@ -205,7 +220,7 @@ impl Zone {
 
     fn refill(&self, list: &List, order: usize) {
         let areas = self.free.lock();
-        let batch = if order == 0 { BATCH } else { HUGE_BATCH };
+        let (batch, _) = batch(order);
         for page in std::iter::from_fn(|| self.take(&areas, order)).take(batch as usize) {
             list.push(page);
         }
