@@ -301,3 +301,33 @@ fn writing_to_a_free_page_is_noticed_when_it_is_handed_out() {
     // The page is on top of this CPU's magazine.
     let _ = sim.alloc_pages(Order::ZERO, AllocFlags::empty());
 }
+
+/// Both CPUs take all there is, so that each keeps draining the other's magazine.
+#[test]
+fn two_cpus_allocate_while_memory_runs_out() {
+    let rounds = if cfg!(miri) { 2 } else { 40 };
+    let sim = machine();
+    let before = sim.nr_free_pages();
+    let start = std::sync::Barrier::new(2);
+    let run = |cpu: u8| {
+        let _user = sim.machine().join();
+        start.wait();
+        on_cpu(CpuId::new(cpu), || {
+            for round in 0..rounds {
+                let limit = if cfg!(miri) { 300 } else { usize::MAX };
+                let order = Order::new(if (round + cpu).is_multiple_of(3) { 1 } else { 0 }).expect("an order");
+                let taken: Vec<Pfn> =
+                    core::iter::from_fn(|| sim.alloc_pages(order, AllocFlags::RESERVE).ok())
+                        .take(limit)
+                        .collect();
+                taken.into_iter().for_each(|pfn| sim.free_pages(pfn, order));
+            }
+        });
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| run(0));
+        run(1);
+    });
+    assert_eq!(sim.nr_free_pages(), before);
+    sim.verify(&[], &());
+}

@@ -3,7 +3,8 @@
 
 use mm::platform::CpuId;
 use mm_testkit::{
-    scenario::{ALL, run},
+    machine::{Walk, entry_bits},
+    scenario::{ALL, HOME, run},
     sim::{Config, Sim},
 };
 
@@ -94,10 +95,49 @@ fn scenarios_run_one_after_the_other_in_one_process() {
         if let Err(failure) = run(&process, scenario) {
             panic!("{failure}");
         }
-        let everything =
-            mm::VirtRange::user(mm_testkit::scenario::HOME, 8 * mm::PMD_SIZE).expect("a user range");
+        let everything = mm::VirtRange::user(HOME, 8 * mm::PMD_SIZE).expect("a user range");
         sim.munmap(&process, everything)
             .expect("unmapping needs no memory here");
         sim.verify(&[&process], &());
     }
+}
+
+/// T4.5, the other way round: what was neither used nor written stays so.
+#[test]
+fn t4_5_an_old_clean_pmd_becomes_old_clean_ptes() {
+    const ACCESSED_DIRTY: u64 = entry_bits::ACCESSED | entry_bits::DIRTY;
+    let sim = Sim::boot(&Config::default());
+    let process = sim.start(CpuId::new(0)).expect("memory is there");
+    let request = mm::MapRequest {
+        hint: HOME,
+        len: mm::PMD_SIZE,
+        prot: mm::Prot::READ | mm::Prot::WRITE,
+        place: mm::Place::Fixed,
+        flags: mm::VmaFlags::empty(),
+    };
+    sim.mmap(&process, request).expect("nothing is there");
+    process.write_byte(HOME, 1).expect("it may be written");
+    let head = match sim.machine().walk(process.root(), HOME) {
+        Walk::Mapped(leaf) => mm::Pfn::new(u32::try_from(leaf.pfn).expect("a frame number")),
+        missing => panic!("{missing:?}"),
+    };
+    sim.machine()
+        .edit_entry(process.root(), HOME, |entry| entry & !ACCESSED_DIRTY);
+    sim.split_huge_pmd(&process, mm::VirtAddr::new(HOME));
+    for addr in (HOME..HOME + mm::PMD_SIZE).step_by(mm::PAGE_SIZE) {
+        assert_eq!(
+            sim.machine().entry(process.root(), addr) & ACCESSED_DIRTY,
+            0,
+            "{addr:#x}"
+        );
+    }
+    assert!(!sim.pages().page(head).has(mm::PageFlags::DIRTY));
+    sim.verify(&[&process], &());
+    // The hardware marks only what is used from now on.
+    process.write_byte(HOME + 4096, 1).expect("it may be written");
+    assert_eq!(sim.machine().entry(process.root(), HOME) & ACCESSED_DIRTY, 0);
+    assert_eq!(
+        sim.machine().entry(process.root(), HOME + 4096) & ACCESSED_DIRTY,
+        ACCESSED_DIRTY
+    );
 }

@@ -2,11 +2,11 @@
 //! and what each huge page's counters must be. After every step the whole-memory checker runs, the translation caches
 //! are compared with the tables, and every page's contents with the model.
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
 use mm::{
-    Advice, Counter, MapError, MapRequest, PMD_SIZE, Pfn, Place, Prot, SegvReason, VirtAddr, VirtRange,
-    VmaFlags, platform::CpuId,
+    Advice, Counter, MapError, MapRequest, PAGE_BYTES, PMD_SIZE, Pfn, Place, Prot, SegvReason, USER_END,
+    VirtAddr, VirtRange, VmaFlags, platform::CpuId,
 };
 use mm_testkit::{
     machine::Walk,
@@ -120,13 +120,27 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+thread_local! {
+    /// Where the arena begins, and how many of its pages are there.
+    static ARENA: Cell<(u64, u64)> = const { Cell::new((HOME, PAGES)) };
+}
+
+/// The last spans of user space, where a page is missing from the last.
+fn topmost() -> (u64, u64) {
+    (USER_END + PAGE_BYTES - PAGES * PAGE_BYTES, PAGES - 1)
+}
+
+fn home() -> u64 {
+    ARENA.get().0
+}
+
 fn addr(page: u64) -> u64 {
-    HOME + page * 4096
+    home() + page * 4096
 }
 
 /// The part of the arena that `pages` pages at `at` are.
 fn clip(at: u64, pages: u64) -> core::ops::Range<u64> {
-    at..(at + pages).min(PAGES)
+    at..(at + pages).min(ARENA.get().1)
 }
 
 fn virt(range: &core::ops::Range<u64>) -> VirtRange {
@@ -256,6 +270,11 @@ impl<'s> Player<'s> {
 
     fn step(&mut self, op: &Op) {
         match *op {
+            // The page that user space lacks.
+            Op::Write { at, .. } | Op::Read { at } | Op::Fetch { at } | Op::Split { at }
+                if at >= ARENA.get().1 => {}
+            Op::Map { at, .. } | Op::Unmap { at, .. } | Op::Protect { at, .. } | Op::Advise { at, .. }
+                if at >= ARENA.get().1 => {}
             Op::Map {
                 at,
                 pages,
@@ -270,7 +289,7 @@ impl<'s> Player<'s> {
             Op::Read { at } => self.read(at),
             Op::Fetch { at } => self.fetch(at),
             Op::Split { at } => self.split(at),
-            Op::Brk { pages } => self.brk(HEAP + pages.min(PAGES - HEAP)),
+            Op::Brk { pages } => self.brk(HEAP + pages.min(ARENA.get().1 - HEAP)),
             Op::Move => {
                 self.cpus.swap(0, 1);
                 self.process.run_on(self.cpus[0]);
@@ -295,7 +314,8 @@ impl<'s> Player<'s> {
                 // Somewhere else: not where anything is, nor in the arena; given back at once.
                 let found = result.expect("there is room");
                 let range = VirtRange::user(found.as_u64(), len).expect("user memory");
-                assert!(found.as_u64() + len <= addr(0) || found.as_u64() >= addr(PAGES));
+                let outside = found.as_u64() + len <= addr(0) || found.as_u64() >= addr(PAGES);
+                assert!(outside || home() != HOME);
                 return assert_eq!(self.sim.munmap(&self.process, range), Ok(()));
             }
             _ => assert_eq!(result, Ok(VirtAddr::new(addr(range.start)))),
@@ -403,7 +423,7 @@ impl<'s> Player<'s> {
             self.model
                 .thps
                 .entry(head)
-                .or_insert_with(|| ((leaf.start - HOME) / 4096, Thp::map_new(ME)));
+                .or_insert_with(|| ((leaf.start - home()) / 4096, Thp::map_new(ME)));
         }
     }
 
@@ -438,7 +458,7 @@ impl<'s> Player<'s> {
 
     fn areas(&self) -> Vec<core::ops::Range<u64>> {
         let mut areas = Vec::new();
-        let page = |at: VirtAddr| (at.as_u64() - HOME) / 4096;
+        let page = |at: VirtAddr| (at.as_u64() - home()) / 4096;
         let _ = self.sim.for_each_vma(&self.process, &mut |area| {
             areas.push(page(area.range.start())..page(area.range.end()));
             core::ops::ControlFlow::Continue(())
@@ -450,7 +470,7 @@ impl<'s> Player<'s> {
     fn compare(&self) {
         let mut rights = BTreeMap::new();
         let _ = self.sim.for_each_vma(&self.process, &mut |area| {
-            let first = (area.range.start().as_u64() - HOME) / 4096;
+            let first = (area.range.start().as_u64() - home()) / 4096;
             rights.extend((first..first + area.range.nr_pages()).map(|page| (page, area.flags.prot())));
             core::ops::ControlFlow::Continue(())
         });
@@ -551,6 +571,15 @@ proptest! {
     fn programs_see_what_the_model_sees(
         ops in prop::collection::vec((0..PROCESSES, op()), 1..if cfg!(miri) { 8 } else { 80 }),
     ) {
+        ARENA.set((HOME, PAGES));
+        play(&ops);
+    }
+
+    #[test]
+    fn so_they_do_at_the_top_of_user_space(
+        ops in prop::collection::vec((0..PROCESSES, op()), 1..if cfg!(miri) { 8 } else { 40 }),
+    ) {
+        ARENA.set(topmost());
         play(&ops);
     }
 }

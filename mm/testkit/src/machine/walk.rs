@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mm::{
     addr::{ENTRIES, ENTRIES_SHIFT, PAGE_BYTES, PAGE_SHIFT, PMD_SIZE, Pfn},
-    platform::Platform,
+    platform::{CpuId, Platform},
 };
 
 use super::SimMachine;
@@ -107,6 +107,21 @@ impl SimMachine {
             return Walk::Missing { level, entry };
         }
         Walk::Mapped(leaf(addr, level, entry, rights))
+    }
+
+    /// The bits of the last entry on the way to `addr`.
+    #[must_use]
+    pub fn entry(&self, root: Pfn, addr: u64) -> u64 {
+        self.descend(root, addr).2
+    }
+
+    /// Changes the last entry on the way to `addr` behind `mm`'s back, and drops every CPU's translations.
+    pub fn edit_entry(&self, root: Pfn, addr: u64, edit: impl FnOnce(u64) -> u64) {
+        let (slot, _, entry, _) = self.descend(root, addr);
+        slot.store(edit(entry), Ordering::Release);
+        for number in (0..64).take(self.nr_cpus() as usize) {
+            self.load_cr3(CpuId::new(number));
+        }
     }
 
     /// Walks for an access that needs `need`, setting accessed and dirty bits; `None` is a page fault.
