@@ -39,6 +39,9 @@ pub const PMD_SIZE: u64 = PAGE_BYTES << ENTRIES_SHIFT;
 pub const USER_END: u64 = (1 << (PAGE_SHIFT + 4 * ENTRIES_SHIFT - 1)) - PAGE_BYTES;
 const _: () = assert!(ENTRIES != 512 || USER_END == 0x7fff_ffff_f000);
 
+/// Room that stays free below an area that grows down (Linux `stack_guard_gap`).
+pub const STACK_GUARD_BYTES: u64 = 256 * PAGE_BYTES;
+
 /// Widens a count or index; lossless on the only target this crate supports.
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "usize is 64 bits on x86_64")]

@@ -16,7 +16,7 @@ use crate::{
     memory::Memory,
     pgtable::PageTables,
     platform::{CpuId, CpuMask, Platform},
-    slab::{CacheId, Handle, Object},
+    slab::{CacheId, Handle, Link, Object},
     sync::{AtomicU32, AtomicU64, RwLock},
     vma::{Vma, VmaInfo, VmaTree},
 };
@@ -25,14 +25,14 @@ use crate::{
 pub const MAX_AREAS: u32 = 65530;
 /// Lowest address that a mapping may have without asking for it (Linux `vm.mmap_min_addr`).
 pub const MIN_ADDR: u64 = 0x1_0000;
-/// Room that stays free below a stack that grows down (Linux `stack_guard_gap`).
-pub const STACK_GUARD_BYTES: u64 = 256 * PAGE_BYTES;
 /// How far a stack may grow unless told otherwise.
 pub const DEFAULT_STACK_LIMIT: u64 = 8 << 20;
 
 /// An address space. See the module's head.
 #[derive(Debug)]
 pub struct AddressSpace {
+    /// Itself: what its areas point back to.
+    this: Link<AddressSpace>,
     lock: RwLock,
     tables: PageTables,
     areas: VmaTree,
@@ -68,6 +68,7 @@ impl Object for AddressSpace {
 impl AddressSpace {
     fn new(root: Pfn) -> Self {
         Self {
+            this: Link::new(None),
             lock: RwLock::new(),
             tables: PageTables::new(root),
             areas: VmaTree::new(),
@@ -91,6 +92,13 @@ impl AddressSpace {
     /// Its page tables.
     pub(crate) fn tables(&self) -> &PageTables {
         &self.tables
+    }
+
+    /// A handle to itself.
+    pub(crate) fn handle(&self) -> Handle<AddressSpace> {
+        self.this
+            .get()
+            .unwrap_or_else(|| unreachable!("set when the space was made"))
     }
 
     /// The mmap lock.
@@ -187,6 +195,19 @@ impl AddressSpace {
         self.brk_end.store_relaxed(end.as_u64());
     }
 
+    /// Takes over what `fork` copies besides areas and pages.
+    pub(crate) fn inherit(&self, parent: &Self) {
+        let pairs = [
+            (&self.brk_start, &parent.brk_start),
+            (&self.brk_end, &parent.brk_end),
+            (&self.mmap_top, &parent.mmap_top),
+            (&self.stack_limit, &parent.stack_limit),
+        ];
+        pairs
+            .iter()
+            .for_each(|(ours, theirs)| ours.store_relaxed(theirs.load_relaxed()));
+    }
+
     pub(crate) fn add_rss(&self, pages: i64) {
         add(&self.rss_anon, pages);
     }
@@ -217,7 +238,10 @@ impl<P: Platform> Memory<P> {
     pub fn new_space(&self) -> Result<MmRef, AllocError> {
         let root = self.alloc_table()?;
         match self.alloc_object(AddressSpace::new(root)) {
-            Ok(space) => Ok(MmRef { space }),
+            Ok(space) => {
+                space.this.set(Some(space));
+                Ok(MmRef { space })
+            }
             Err(error) => {
                 self.free_table(root);
                 Err(error)
@@ -265,17 +289,16 @@ impl<P: Platform> Memory<P> {
         space.areas.remove(vma);
         space.nr_areas.fetch_sub_acqrel(1);
         space.add_total_vm(-vma.range().nr_pages().cast_signed());
-        if let Some(anon_vma) = vma.anon_vma() {
-            self.put_anon_vma(anon_vma);
-        }
-        // SAFETY: the tree was the only place that led to it, and no reader is in it: the lock is ours for writing.
+        self.leave_anon_vma(vma);
+        // SAFETY: the tree and the anon_vma's list were the only places that led to it, and no
+        // reader is in them: both locks were ours for writing.
         unsafe { self.free_object(vma) }
     }
 
     /// Moves the ends of an area.
     pub(crate) fn resize_area(&self, space: &AddressSpace, vma: Handle<Vma>, range: VirtRange) {
         space.add_total_vm(range.nr_pages().cast_signed() - vma.range().nr_pages().cast_signed());
-        space.areas.resize(vma, range);
+        self.move_ends(space, vma, range);
     }
 
     /// Makes two areas of one, cut at `at`; returns the upper. Page tables are not touched: the caller has split what
@@ -291,17 +314,12 @@ impl<P: Platform> Memory<P> {
     ) -> Result<Handle<Vma>, AllocError> {
         let range = vma.range();
         crate::vm_assert!(range.contains(at) && at > range.start());
-        let (Some(lower), Some(upper)) = (VirtRange::new(range.start(), at), VirtRange::new(at, range.end()))
-        else {
-            unreachable!("the cut is page aligned")
-        };
+        let upper =
+            VirtRange::new(at, range.end()).unwrap_or_else(|| unreachable!("the cut is page aligned"));
         // The record first: from here on nothing may fail.
-        let new = self.alloc_object(Vma::new(upper, vma.flags(), vma.anon_vma()))?;
-        if let Some(anon_vma) = vma.anon_vma() {
-            anon_vma.get();
-        }
-        space.areas.resize(vma, lower);
-        space.areas.insert(new);
+        let index = vma.linear_index(at);
+        let new = self.alloc_object(Vma::moved(space.handle(), upper, vma.flags(), index))?;
+        self.cut_off(space, vma, new);
         space.nr_areas.fetch_add_relaxed(1);
         Ok(new)
     }
@@ -309,32 +327,22 @@ impl<P: Platform> Memory<P> {
     /// Joins `vma` with the neighbours that agree with it in everything; returns the area that now spans it.
     pub(crate) fn merge_area(&self, space: &AddressSpace, vma: Handle<Vma>) -> Handle<Vma> {
         let vma = match space.areas.before(vma.start()) {
-            Some(below) if below.end() == vma.start() && below.continues(vma.flags(), vma.anon_vma()) => {
-                self.absorb(space, below, vma)
-            }
+            Some(below) if below.continues_in(&vma) => self.absorb(space, below, vma),
             _ => vma,
         };
-        if let Some(above) = space.areas.find(vma.end())
-            && above.start() == vma.end()
-            && vma.continues(above.flags(), above.anon_vma())
-        {
-            return self.absorb(space, vma, above);
+        match space.areas.find(vma.end()) {
+            Some(above) if vma.continues_in(&above) => self.absorb(space, vma, above),
+            _ => vma,
         }
-        vma
     }
 
     /// Makes `lower` span `upper` too, which directly follows it and goes away.
     fn absorb(&self, space: &AddressSpace, lower: Handle<Vma>, upper: Handle<Vma>) -> Handle<Vma> {
-        let both =
-            VirtRange::new(lower.start(), upper.end()).unwrap_or_else(|| unreachable!("neighbours in order"));
-        if lower.anon_vma().is_none()
-            && let Some(anon_vma) = upper.anon_vma()
-        {
-            anon_vma.get();
-            lower.set_anon_vma(Some(anon_vma));
-        }
-        self.remove_area(space, upper);
-        self.resize_area(space, lower, both);
+        self.take_over(space, lower, upper);
+        self.leave_anon_vma(upper);
+        space.nr_areas.fetch_sub_acqrel(1);
+        // SAFETY: it is out of the tree and off the list, and the mmap lock is ours for writing.
+        unsafe { self.free_object(upper) };
         lower
     }
 

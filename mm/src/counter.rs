@@ -44,14 +44,24 @@ counters! {
     PgFree => "pgfree",
     /// Page faults that were resolved.
     PgFault => "pgfault",
+    /// Write faults on shared memory that found it was theirs alone by then.
+    PgReuse => "pgreuse",
     /// Huge pages put in by a page fault.
     ThpFaultAlloc => "thp_fault_alloc",
     /// Faults that wanted a huge page and got a small one because none was free.
     ThpFaultFallback => "thp_fault_fallback",
+    /// Huge pages split into base pages.
+    ThpSplitPage => "thp_split_page",
+    /// Attempts at that which failed.
+    ThpSplitPageFailed => "thp_split_page_failed",
     /// Huge pages put on the deferred split queue.
     ThpDeferredSplitPage => "thp_deferred_split_page",
     /// PMD mappings turned into tables of PTEs.
     ThpSplitPmd => "thp_split_pmd",
+    /// Huge zero pages allocated.
+    ThpZeroPageAlloc => "thp_zero_page_alloc",
+    /// Attempts at that which failed.
+    ThpZeroPageAllocFailed => "thp_zero_page_alloc_failed",
 }
 
 /// Number of counters.

@@ -130,6 +130,10 @@ bitflags! {
         const MAYEXEC = 0x40;
         /// Grows down: a stack.
         const GROWSDOWN = 0x100;
+        /// `fork` leaves it out (`MADV_DONTFORK`).
+        const DONTCOPY = 0x0002_0000;
+        /// The child of a `fork` finds zeroes there (`MADV_WIPEONFORK`).
+        const WIPEONFORK = 0x0200_0000;
         /// Counts towards the commit limit.
         const ACCOUNT = 0x0010_0000;
         /// `MAP_NORESERVE`.

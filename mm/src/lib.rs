@@ -7,11 +7,12 @@
 //! A file may use its own floor where that is said, and any floor below; never one above.
 //! ```text
 //! F9 report     kpageflags kpagecount pagemap · check            accepts any page, takes no sleeping lock of its own
-//! F7 actions    fault · mapping (mmap, munmap, brk, madvise) · zap · protect · pin · split_pmd
+//! F8 policy     deferred_split
+//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · zap · protect · pin · split_pmd · split_folio
 //! F6 relations  rmap
-//! F5 spaces     address_space · vma · anon_vma
+//! F5 spaces     address_space · vma
 //! F4 tables     pgtable: entry, table, cursor, gather
-//! F3 frames     memory · buddy · slab · folio (lock, lru, put, deferred queue)
+//! F3 frames     memory · buddy · slab · folio (lock, lru, put, deferred queue) · anon_vma
 //! F2 metadata   page: columns, state, refs, compound, mapcount
 //! F1 contract   platform · table · sync · trace · counter · assert
 //! F0 units      addr · order · flags · error
@@ -29,10 +30,12 @@ mod assert;
 pub mod buddy;
 pub mod check;
 pub mod counter;
+pub mod deferred_split;
 pub mod error;
 pub mod fault;
 pub mod flags;
 pub mod folio;
+pub mod fork;
 pub mod mapping;
 pub mod memory;
 pub mod order;
@@ -44,6 +47,7 @@ pub mod protect;
 pub mod report;
 pub mod rmap;
 pub mod slab;
+pub mod split_folio;
 pub mod split_pmd;
 pub mod sync;
 pub mod table;

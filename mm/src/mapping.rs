@@ -60,8 +60,9 @@ impl<P: Platform> Memory<P> {
     /// Makes an area of private anonymous memory; returns where it begins.
     ///
     /// # Errors
-    /// [`MapError::Invalid`]: length 0 or past the end of user space, unaligned fixed place, shared memory asked for.
-    /// [`MapError::Occupied`]: only with [`Place::FixedNoReplace`]. [`MapError::NoSpace`], [`MapError::NoMemory`].
+    /// [`MapError::Invalid`]: length 0, unaligned fixed place, shared memory asked for.
+    /// [`MapError::Occupied`]: only with [`Place::FixedNoReplace`]. [`MapError::NoSpace`]: also a fixed
+    /// place past the end of user space. [`MapError::NoMemory`].
     /// After any of them the areas are as before, but what a fixed mapping was to replace may be gone.
     pub fn mmap(&self, space: &AddressSpace, request: MapRequest) -> Result<VirtAddr, MapError> {
         let flags = VmaFlags::from_prot(request.prot) | request.flags | VmaFlags::PRIVATE_ANON;
@@ -79,40 +80,35 @@ impl<P: Platform> Memory<P> {
             return Err(MapError::NoSpace);
         }
         self.unmap_locked(space, range)?;
-        let vma = self.insert_area(space, Vma::new(range, flags, None))?;
-        Ok(self.merge_area(space, vma)).map(|_| range.start())
+        let vma = self.insert_area(space, Vma::new(space.handle(), range, flags))?;
+        self.merge_area(space, vma);
+        Ok(range.start())
     }
 
     fn find_place(&self, space: &AddressSpace, request: MapRequest, len: u64) -> Result<VirtRange, MapError> {
-        let wanted = VirtRange::user(request.hint, len);
-        let is_free = |range: VirtRange| space.areas().overlapping(range).next().is_none();
-        match request.place {
-            Place::Fixed => wanted.ok_or(if request.hint.is_multiple_of(PAGE_BYTES) {
+        let areas = space.areas();
+        let exactly = || {
+            let why = if request.hint.is_multiple_of(PAGE_BYTES) {
                 MapError::NoSpace
             } else {
                 MapError::Invalid
-            }),
+            };
+            VirtRange::user(request.hint, len).ok_or(why)
+        };
+        match request.place {
+            Place::Fixed => exactly(),
             Place::FixedNoReplace => {
-                let range = wanted.ok_or(if request.hint.is_multiple_of(PAGE_BYTES) {
-                    MapError::NoSpace
-                } else {
-                    MapError::Invalid
-                })?;
-                if is_free(range) {
-                    Ok(range)
-                } else {
-                    Err(MapError::Occupied)
-                }
+                let range = exactly()?;
+                let taken = areas.overlapping(range).next().is_some();
+                if taken { Err(MapError::Occupied) } else { Ok(range) }
             }
             Place::Hint => {
-                // An unaligned hint means the page it lies in.
-                let hint = request
-                    .hint
-                    .checked_next_multiple_of(PAGE_BYTES)
-                    .filter(|&hint| hint >= MIN_ADDR);
-                let hinted = hint
-                    .and_then(|hint| VirtRange::user(hint, len))
-                    .filter(|&range| is_free(range));
+                // Like Linux: a hint means the page it lies in, and the lowest one allowed if it lies below that.
+                let page = request.hint & !(PAGE_BYTES - 1);
+                let hinted = (page != 0)
+                    .then(|| VirtRange::user(page.max(MIN_ADDR), len))
+                    .flatten();
+                let hinted = hinted.filter(|&range| areas.is_free(range));
                 hinted.map_or_else(|| self.find_hole(space, len), Ok)
             }
         }
@@ -139,12 +135,17 @@ impl<P: Platform> Memory<P> {
 
     /// [`Memory::munmap`] under the mmap lock held for writing.
     fn unmap_locked(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
-        if space.areas().overlapping(range).next().is_none() {
+        let Some(first) = space.areas().overlapping(range).next() else {
             return Ok(());
-        }
-        self.isolate_range(space, range)?;
+        };
+        // What is cut off goes away again, unless one area is cut at both ends (Linux counts the same way).
+        let hole_inside = first.start() < range.start() && range.end() < first.end();
+        let nr_new_areas = u32::from(hole_inside);
+        self.isolate_range_for(space, range, nr_new_areas)?;
         let mut gather = Gather::new(self, space.tables());
-        self.zap_range(space, range, &mut gather);
+        for vma in space.areas().overlapping(range) {
+            self.zap_range(space, vma.range(), &mut gather);
+        }
         while let Some(vma) = space.areas().overlapping(range).next() {
             self.remove_area(space, vma);
         }
@@ -164,13 +165,17 @@ impl<P: Platform> Memory<P> {
     /// # Errors
     /// As [`Memory::munmap`]; a first cut is undone when the second fails.
     pub(crate) fn isolate_range(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
-        let cuts = [range.start(), range.end()];
-        let needs_cut = |at: VirtAddr| space.areas().containing(at).filter(|vma| vma.start() < at);
-        let inside = |at: &VirtAddr| needs_cut(*at).is_some();
-        let nr_cuts = u32::from(inside(&cuts[0])) + u32::from(inside(&cuts[1]));
-        if !space.has_room_for_areas(nr_cuts) {
+        let is_cut = |at: VirtAddr| space.areas().containing(at).is_some_and(|vma| vma.start() < at);
+        let nr_cuts = u32::from(is_cut(range.start())) + u32::from(is_cut(range.end()));
+        self.isolate_range_for(space, range, nr_cuts)
+    }
+
+    /// [`Memory::isolate_range`] for an operation that leaves `nr_new` areas more than there are.
+    fn isolate_range_for(&self, space: &AddressSpace, range: VirtRange, nr_new: u32) -> Result<(), MapError> {
+        if !space.has_room_for_areas(nr_new) {
             return Err(MapError::NoSpace);
         }
+        let cuts = [range.start(), range.end()];
         let lower = self.cut_at(space, cuts[0])?;
         if let Err(error) = self.cut_at(space, cuts[1]) {
             if let Some(upper) = lower {
@@ -214,7 +219,7 @@ impl<P: Platform> Memory<P> {
         } else {
             VirtRange::new(new_page, old_page).is_some_and(|range| self.unmap_locked(space, range).is_ok())
         };
-        if !moved && new_page != old_page {
+        if !moved {
             return old;
         }
         space.set_brk_end(end);
@@ -222,11 +227,14 @@ impl<P: Platform> Memory<P> {
     }
 
     fn grow_heap(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
-        if space.areas().overlapping(range).next().is_some() || !space.has_room_for_areas(1) {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if !space.areas().is_free(range) || !space.has_room_for_areas(1) {
             return Err(MapError::NoSpace);
         }
         let flags = VmaFlags::from_prot(Prot::READ | Prot::WRITE) | VmaFlags::PRIVATE_ANON;
-        let vma = self.insert_area(space, Vma::new(range, flags, None))?;
+        let vma = self.insert_area(space, Vma::new(space.handle(), range, flags))?;
         self.merge_area(space, vma);
         Ok(())
     }
@@ -252,7 +260,7 @@ impl<P: Platform> Memory<P> {
 
     fn dont_need(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
         let _mmap = space.lock().read(self.platform());
-        let mut gather = Gather::new(self, space.tables());
+        let mut gather = Gather::shared(self, space.tables());
         for vma in space.areas().overlapping(range) {
             if let Some(part) = vma.range().intersect(range) {
                 self.zap_range(space, part, &mut gather);

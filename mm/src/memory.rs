@@ -13,7 +13,7 @@
 use core::ptr::NonNull;
 
 use crate::{
-    addr::{Pfn, PfnRange},
+    addr::{PAGE_SIZE, Pfn, PfnRange},
     buddy::{Cache, Zone, ZoneKind},
     counter::{Counter, CpuCounters},
     flags::PageFlags,
@@ -21,7 +21,7 @@ use crate::{
     page::{PageArray, PageState, compound::BadPage},
     platform::Platform,
     slab::Caches,
-    sync::{AtomicU64, SpinLock},
+    sync::{AtomicU32, AtomicU64, SpinLock},
 };
 
 /// Nodes that a machine may have. Zones belong to nodes; so far every machine is one node.
@@ -67,6 +67,48 @@ impl PerCpu {
     }
 }
 
+/// Where the zero pages are.
+pub(crate) struct ZeroPages {
+    /// The 4 KiB one, in the metadata: like the kernel's image it is there from the start and for ever.
+    small: Pfn,
+    /// The 2 MiB one; 0: there is none.
+    huge: AtomicU32,
+}
+
+impl ZeroPages {
+    const fn new(small: Pfn) -> Self {
+        Self {
+            small,
+            huge: AtomicU32::new(0),
+        }
+    }
+
+    /// The 4 KiB one.
+    pub(crate) fn small(&self) -> Pfn {
+        self.small
+    }
+
+    /// The 2 MiB one.
+    pub(crate) fn huge(&self) -> Option<Pfn> {
+        Some(self.huge.load_acquire())
+            .filter(|&pfn| pfn != 0)
+            .map(Pfn::new)
+    }
+
+    /// Makes `fresh` the 2 MiB one, or returns the one that is there.
+    pub(crate) fn offer_huge(&self, fresh: Pfn) -> Result<(), Pfn> {
+        self.huge
+            .compare_exchange_acqrel(0, fresh.raw())
+            .map(drop)
+            .map_err(Pfn::new)
+    }
+
+    /// There is no 2 MiB one any more.
+    pub(crate) fn forget_huge(&self) {
+        self.huge.store_release(0);
+    }
+}
+
 /// All memory of one machine.
 pub struct Memory<P: Platform> {
     platform: P,
@@ -74,6 +116,7 @@ pub struct Memory<P: Platform> {
     per_cpu: NonNull<PerCpu>,
     nodes: [Node; MAX_NODES],
     caches: Caches,
+    zero: ZeroPages,
     drain: SpinLock<()>,
     bad_pages: AtomicU64,
     /// Allocations until one fails; 0: none will. See [`Memory::inject_alloc_failure`].
@@ -81,16 +124,22 @@ pub struct Memory<P: Platform> {
     fail_in: AtomicU64,
 }
 
-// SAFETY: `per_cpu` points to metadata that belongs to this value alone; everything in it is an atomic or a spin lock.
+// SAFETY: `per_cpu` points to metadata that belongs to this value alone; everything in it is an atomic, or a magazine,
+// which one CPU at a time reaches (see `buddy::magazine`).
 unsafe impl<P: Platform + Send> Send for Memory<P> {}
 // SAFETY: as above.
 unsafe impl<P: Platform + Sync> Sync for Memory<P> {}
 
 impl<P: Platform> Memory<P> {
-    /// Bytes that page records and per-CPU data take for `frames` frames and `nr_cpus` CPUs.
+    /// Bytes that page records, per-CPU data and the zero page take for `frames` frames and `nr_cpus` CPUs.
     #[must_use]
     pub const fn metadata_size(frames: u32, nr_cpus: u32) -> usize {
-        Self::per_cpu_offset(frames) + nr_cpus as usize * size_of::<PerCpu>()
+        Self::zero_page_offset(frames, nr_cpus) + PAGE_SIZE
+    }
+
+    /// Where in the metadata the zero page lies: behind everything else. Zeroed it is by contract.
+    const fn zero_page_offset(frames: u32, nr_cpus: u32) -> usize {
+        (Self::per_cpu_offset(frames) + nr_cpus as usize * size_of::<PerCpu>()).next_multiple_of(PAGE_SIZE)
     }
 
     const fn per_cpu_offset(frames: u32) -> usize {
@@ -105,6 +154,9 @@ impl<P: Platform> Memory<P> {
     #[must_use]
     pub unsafe fn new(platform: P, metadata: Pfn) -> Self {
         let frames = platform.frames();
+        let zero_page = Self::zero_page_offset(frames, platform.nr_cpus()) / PAGE_SIZE;
+        let zero_page =
+            metadata.offset(u32::try_from(zero_page).unwrap_or_else(|_| unreachable!("below 2^32 frames")));
         let start = NonNull::new(platform.frame_ptr(metadata))
             .unwrap_or_else(|| unreachable!("the window does not start at null"));
         // SAFETY: the caller vouches for the memory; a frame is aligned to more than 64 bytes.
@@ -116,6 +168,8 @@ impl<P: Platform> Memory<P> {
                 .page(Pfn::new(pfn))
                 .set_private_state(PageState::of(PageFlags::NOPAGE));
         }
+        // Those who reach it through an entry take references like to any other page; it keeps this one for ever.
+        pages.page(zero_page).ref_init();
         let node = Node {
             zones: ZoneKind::ALL.map(|kind| Zone::new(kind, frames)),
             lru: SpinLock::new(LruLists::new()),
@@ -127,6 +181,7 @@ impl<P: Platform> Memory<P> {
             per_cpu,
             nodes: [node],
             caches: Caches::new(),
+            zero: ZeroPages::new(zero_page),
             drain: SpinLock::new(()),
             bad_pages: AtomicU64::new(0),
             #[cfg(feature = "fault-injection")]
@@ -198,7 +253,7 @@ impl<P: Platform> Memory<P> {
 
     /// All CPUs' data.
     pub(crate) fn per_cpu_all(&self) -> &[PerCpu] {
-        // SAFETY: `new` placed one zeroed, and so valid, value per CPU here; all of it is atomics and locks.
+        // SAFETY: `new` placed one zeroed, and so valid, value per CPU here; all of it may be shared.
         unsafe { core::slice::from_raw_parts(self.per_cpu.as_ptr(), self.platform.nr_cpus() as usize) }
     }
 
@@ -222,6 +277,10 @@ impl<P: Platform> Memory<P> {
             .fold(0u64, |sum, cpu| sum.wrapping_add(cpu.counters().get(counter)));
         // While others run, a sum may miss the positive half of a pair.
         if sum > u64::MAX / 2 { 0 } else { sum }
+    }
+
+    pub(crate) fn zero_pages(&self) -> &ZeroPages {
+        &self.zero
     }
 
     /// Held by whoever touches other CPUs' magazines.

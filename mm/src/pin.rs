@@ -3,15 +3,16 @@
 //! Locks: takes the mmap lock for reading and the table's lock; none is held on return. The page's contents may be
 //! used for as long as the reference is held, whatever happens to the mapping.
 
+use core::marker::PhantomData;
+
 use crate::{
-    addr::{PAGE_BYTES, PAGE_SIZE, PMD_SIZE, Pfn, VirtAddr, to_usize},
+    addr::{PAGE_BYTES, PAGE_SIZE, PMD_SIZE, Pfn, VirtAddr, VirtRange, to_usize},
     address_space::AddressSpace,
     error::VmFault,
     fault::{Access, FaultInfo},
-    flags::Prot,
     folio::Folio,
     memory::Memory,
-    pgtable::{PmdEntry, PteEntry, cursor::Level},
+    pgtable::{PmdEntry, PteEntry, Visit, cursor::Level, entry::Marks},
     platform::Platform,
 };
 
@@ -38,6 +39,46 @@ impl<P: Platform> Memory<P> {
         }
     }
 
+    /// Takes a page for input or output: it will be used by its frame number, whatever happens to its mappings. While it
+    /// is pinned its folio is not split, and `fork` gives the child a copy.
+    ///
+    /// # Errors
+    /// As [`Memory::get_user_page`].
+    pub fn pin_user_page(
+        &self,
+        space: &AddressSpace,
+        addr: VirtAddr,
+        access: Access,
+    ) -> Result<Pinned<'_>, VmFault> {
+        let (folio, pfn) = self.get_user_page(space, addr, access)?;
+        folio.page().pin_add();
+        Ok(Pinned { folio, pfn })
+    }
+
+    /// Ends a pin.
+    pub fn unpin(&self, pinned: Pinned<'_>) {
+        pinned.folio.page().pin_sub();
+        self.put(pinned.folio);
+    }
+
+    /// Makes a translation that allows `access` exist for every page of `range` (`MAP_POPULATE`).
+    ///
+    /// # Errors
+    /// What the first fault that failed ended with; pages below it are there.
+    pub fn populate(&self, space: &AddressSpace, range: VirtRange, access: Access) -> Result<(), VmFault> {
+        let mut addr = range.start();
+        while addr < range.end() {
+            let (folio, _) = self.get_user_page(space, addr, access)?;
+            self.put(folio);
+            // A huge page needs one look, not 512.
+            addr = match self.leaf(space.tables(), addr) {
+                Some(Visit::Pmd(start, _)) => start + PMD_SIZE,
+                _ => addr + PAGE_BYTES,
+            };
+        }
+        Ok(())
+    }
+
     /// Runs `f` on the bytes from `addr` to the end of its page.
     ///
     /// # Errors
@@ -47,46 +88,129 @@ impl<P: Platform> Memory<P> {
         space: &AddressSpace,
         addr: VirtAddr,
         access: Access,
-        f: &mut dyn FnMut(&mut [u8]),
+        f: &mut dyn FnMut(UserBytes<'_>),
     ) -> Result<(), VmFault> {
         let (folio, pfn) = self.get_user_page(space, addr, access)?;
         let offset = to_usize(addr.as_u64() % PAGE_BYTES);
         let start = self.platform().frame_ptr(pfn).wrapping_add(offset);
-        // SAFETY: the reference keeps the frame; programs that write to it at the same time race with `f` as they
-        // would with a system call's copy, byte by byte, and the kernel never trusts such bytes twice.
-        f(unsafe { core::slice::from_raw_parts_mut(start, PAGE_SIZE - offset) });
+        f(UserBytes {
+            start,
+            len: PAGE_SIZE - offset,
+            writable: access == Access::Write,
+            _page: PhantomData,
+        });
         self.put(folio);
         Ok(())
     }
 
-    /// Takes a reference to what is mapped at `addr` now and allows `access`.
+    /// Takes a reference to what is mapped at `addr` now and allows `access`. A write leaves its mark in the entry now:
+    /// the caller will write past it.
     fn lookup_page(&self, space: &AddressSpace, addr: VirtAddr, access: Access) -> Option<(Folio<'_>, Pfn)> {
         let _mmap = space.lock().read(self.platform());
         let slot = self.pmd_slot(space.tables(), addr)?;
-        let allows = |prot: Prot| !prot.is_empty() && (access != Access::Write || prot.contains(Prot::WRITE));
         let pmds = self.lock_table(slot.table);
+        let marked = |marks: Marks| marks.union(Marks::of_access(access));
         match pmds.pmd(slot.index) {
             PmdEntry::Huge {
                 pfn,
                 prot,
+                marks,
                 valid: true,
-                ..
-            } if allows(prot) => {
+            } if access.allowed_by(prot) => {
                 let subpage = u32::try_from(addr.as_u64() % PMD_SIZE / PAGE_BYTES).ok()?;
-                let page = self.pages().page(pfn.offset(subpage));
-                self.try_get(page).map(|folio| (folio, page.pfn()))
+                let folio = self.try_get(self.pages().page(pfn))?;
+                let entry = PmdEntry::Huge {
+                    pfn,
+                    prot,
+                    marks: marked(marks),
+                    valid: true,
+                };
+                self.set_pmd_keeping_marks(&pmds, slot.index, entry);
+                Some((folio, pfn.offset(subpage)))
             }
             PmdEntry::Table(table) => {
                 drop(pmds);
                 let ptes = self.lock_table(table);
-                match ptes.pte(Level::Pte.index(addr)) {
-                    PteEntry::Present { pfn, prot, .. } if allows(prot) => {
-                        self.try_get(self.pages().page(pfn)).map(|folio| (folio, pfn))
-                    }
-                    _ => None,
+                let index = Level::Pte.index(addr);
+                let PteEntry::Present { pfn, prot, marks } = ptes.pte(index) else {
+                    return None;
+                };
+                if !access.allowed_by(prot) {
+                    return None;
                 }
+                let folio = self.try_get(self.pages().page(pfn))?;
+                self.set_pte_keeping_marks(
+                    &ptes,
+                    index,
+                    PteEntry::Present {
+                        pfn,
+                        prot,
+                        marks: marked(marks),
+                    },
+                );
+                Some((folio, pfn))
             }
             _ => None,
         }
+    }
+}
+
+/// A page that somebody uses by its frame number. Ends by [`Memory::unpin`].
+#[derive(Debug)]
+#[must_use = "a pin must be ended"]
+pub struct Pinned<'a> {
+    folio: Folio<'a>,
+    pfn: Pfn,
+}
+
+impl Pinned<'_> {
+    /// The frame of the very page.
+    #[must_use]
+    pub fn pfn(&self) -> Pfn {
+        self.pfn
+    }
+}
+
+/// Bytes of a page that a program may be using at the same time: they are copied, never referred to.
+#[derive(Debug)]
+pub struct UserBytes<'a> {
+    start: *mut u8,
+    len: usize,
+    writable: bool,
+    _page: PhantomData<&'a ()>,
+}
+
+impl UserBytes<'_> {
+    /// How many there are: at least one, up to the end of the page.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none: never.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies bytes out; returns how many: as many as there are, or fit.
+    pub fn read(&self, to: &mut [u8]) -> usize {
+        let n = self.len.min(to.len());
+        // SAFETY: the page has a reference while `self` lives and holds `len` bytes from here; `to` is the caller's own
+        // memory. A program that writes at the same time decides which of its bytes are read, and nothing else.
+        unsafe { core::ptr::copy_nonoverlapping(self.start, to.as_mut_ptr(), n) };
+        n
+    }
+
+    /// Copies bytes in; returns how many: as many as there is room for.
+    ///
+    /// # Panics
+    /// If the page was not asked for to be written.
+    pub fn write(&mut self, from: &[u8]) -> usize {
+        assert!(self.writable, "the page was asked for to be read");
+        let n = self.len.min(from.len());
+        // SAFETY: as for `read`, the other way round; the mapping allowed writing when the reference was taken.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), self.start, n) };
+        n
     }
 }

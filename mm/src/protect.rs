@@ -17,10 +17,7 @@ use crate::{
     flags::{Prot, VmaFlags},
     mapping::covered,
     memory::Memory,
-    pgtable::{
-        Gather, PmdEntry, PmdSlot, PteEntry,
-        cursor::{Level, pmd_chunks},
-    },
+    pgtable::{Gather, MigrationKind, PmdEntry, PmdSlot, PteEntry, cursor::Level},
     platform::{Platform, Stride},
     slab::Handle,
     vma::Vma,
@@ -31,7 +28,7 @@ impl<P: Platform> Memory<P> {
     ///
     /// # Errors
     /// [`MapError::NotMapped`]: part of the range is a hole; up to there the rights are changed (as Linux does).
-    /// [`MapError::NoSpace`], [`MapError::NoMemory`]: an area could not be cut; nothing changed.
+    /// [`MapError::NoSpace`], [`MapError::NoMemory`]: an area could not be cut; no right changed.
     pub fn mprotect(&self, space: &AddressSpace, range: VirtRange, prot: Prot) -> Result<(), MapError> {
         let _mmap = space.lock().write(self.platform());
         let mapped = covered(space, range);
@@ -52,25 +49,31 @@ impl<P: Platform> Memory<P> {
     }
 
     fn protect_pages(&self, space: &AddressSpace, vma: Handle<Vma>, gather: &mut Gather<'_, P>) {
-        for chunk in pmd_chunks(vma.range()) {
-            let Some(slot) = self.pmd_slot(space.tables(), chunk.start()) else {
-                continue;
-            };
+        self.for_each_pmd(space.tables(), vma.range(), &mut |slot, chunk| {
             if chunk != slot.span {
                 self.split_pmd_slot(space, slot);
             }
             match self.table(slot.table).pmd(slot.index) {
-                PmdEntry::None | PmdEntry::Migration { .. } => {}
+                PmdEntry::None => {}
                 PmdEntry::Table(table) => self.protect_ptes(table, vma, chunk, gather),
-                PmdEntry::Huge { .. } => self.protect_huge(space, vma, slot),
+                PmdEntry::Huge { .. } | PmdEntry::Migration { .. } => self.protect_huge(space, vma, slot),
             }
-        }
+        });
     }
 
     fn protect_huge(&self, space: &AddressSpace, vma: Handle<Vma>, slot: PmdSlot) {
         let pmds = self.lock_table(slot.table);
-        let PmdEntry::Huge { pfn, prot, .. } = pmds.pmd(slot.index) else {
-            return;
+        let (pfn, prot) = match pmds.pmd(slot.index) {
+            PmdEntry::Huge { pfn, prot, .. } => (pfn, prot),
+            PmdEntry::Migration {
+                pfn,
+                kind: MigrationKind::Write,
+                marks,
+            } if !vma.prot().contains(Prot::WRITE) => {
+                let kind = MigrationKind::ReadExclusive;
+                return pmds.set_pmd(slot.index, PmdEntry::Migration { pfn, kind, marks });
+            }
+            _ => return,
         };
         let wanted = self.rights_for(vma, pfn, prot);
         if wanted == prot {
@@ -115,6 +118,6 @@ impl<P: Platform> Memory<P> {
     }
 
     fn rights_for(&self, vma: Handle<Vma>, pfn: Pfn, now: Prot) -> Prot {
-        self.rights_after_fault(self.pages().page(pfn), vma, now)
+        self.rights_of_entry(self.pages().page(pfn), vma, now)
     }
 }

@@ -7,7 +7,7 @@
 //! A free slot's first four bytes name the next free slot. A slab without objects goes back to the buddy allocator at
 //! once, so that "nothing lost" can be checked to the page.
 //!
-//! One cache per type ([`Object`]), so that a slab holds objects of one size.
+//! One cache per type (`Object`), so that a slab holds objects of one size.
 //!
 //! [`Handle`] is a plain copyable reference: address spaces, areas and anon_vmas point to each other, and which lock
 //! keeps an object alive is the business of the module that owns the type.
@@ -79,6 +79,38 @@ impl<T> Handle<T> {
     /// The object's place as an offset into the window: fits page records and atomics.
     pub(crate) fn to_bits<P: Platform>(self, platform: &P) -> u64 {
         (self.object.as_ptr().addr() - platform.window().addr()) as u64
+    }
+}
+
+impl<T> Handle<T> {
+    /// The inverse of [`Handle::to_bits`].
+    ///
+    /// # Safety
+    /// `bits` must come from `to_bits` of a handle to a `T` that is still alive.
+    pub(crate) unsafe fn from_bits<P: Platform>(platform: &P, bits: u64) -> Option<Self> {
+        let object = platform.window().wrapping_add(crate::addr::to_usize(bits)).cast();
+        NonNull::new(object)
+            .filter(|_| bits != 0)
+            .map(|object| Self { object })
+    }
+
+    /// The same object, its type forgotten: for a lower floor to keep.
+    pub(crate) fn erase(self) -> Handle<()> {
+        Handle {
+            object: self.object.cast(),
+        }
+    }
+}
+
+impl Handle<()> {
+    /// The inverse of [`Handle::erase`].
+    ///
+    /// # Safety
+    /// It must have been made from a handle to a `T`.
+    pub(crate) unsafe fn restore<T>(self) -> Handle<T> {
+        Handle {
+            object: self.object.cast(),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     addr::{ENTRIES, HPAGE_PAGES, Pfn, VirtAddr},
     address_space::AddressSpace,
     counter::Counter,
-    flags::PageFlags,
+    flags::{PageFlags, Prot},
     memory::Memory,
     pgtable::{
         PmdEntry, PmdSlot, PtLock, PteEntry, RawPmd,
@@ -45,6 +45,9 @@ impl<P: Platform> Memory<P> {
         let pmds = self.lock_table(slot.table);
         match pmds.pmd(slot.index) {
             PmdEntry::None | PmdEntry::Table(_) => {}
+            PmdEntry::Huge { pfn, .. } if self.is_zero_page(self.pages().page(pfn)) => {
+                self.split_zero(space, pmds, slot, pfn);
+            }
             PmdEntry::Huge { pfn, .. } => self.split_present(space, &pmds, slot, pfn),
             PmdEntry::Migration { pfn, kind, marks } => self.split_migration(&pmds, slot, (pfn, kind, marks)),
         }
@@ -68,7 +71,6 @@ impl<P: Platform> Memory<P> {
         let table = self.withdraw_table(pmds);
         let ptes = self.table(table);
         for i in 0..HPAGE_PAGES {
-            crate::vm_assert!(ptes.load(i as usize) == 0, "a deposited table is not empty");
             ptes.set_pte(
                 i as usize,
                 PteEntry::Present {
@@ -81,6 +83,23 @@ impl<P: Platform> Memory<P> {
         self.rmap_split_pmd(head);
         // Release: whoever finds the table finds it filled.
         pmds.set_pmd(slot.index, PmdEntry::Table(table));
+    }
+
+    /// The huge zero page: 512 times the small one, to be read only. Its reference goes after the flush.
+    fn split_zero(&self, space: &AddressSpace, pmds: PtLock<'_, P>, slot: PmdSlot, huge: Pfn) {
+        self.add(Counter::ThpSplitPmd, 1);
+        self.invalidate_pmd(space, &pmds, slot);
+        let table = self.withdraw_table(&pmds);
+        let zero = PteEntry::Present {
+            pfn: self.zero_pages().small(),
+            prot: Prot::READ,
+            marks: Marks::READ,
+        };
+        let ptes = self.table(table);
+        (0..ENTRIES).for_each(|i| ptes.set_pte(i, zero));
+        pmds.set_pmd(slot.index, PmdEntry::Table(table));
+        drop(pmds);
+        self.put_refs(self.pages().page(huge), 1);
     }
 
     /// A page that is being moved: the table holds migration entries of the same kind for its parts.

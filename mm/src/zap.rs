@@ -21,10 +21,7 @@ use crate::{
     address_space::{AddressSpace, MmRef},
     flags::PageFlags,
     memory::Memory,
-    pgtable::{
-        Gather, PmdEntry, PmdSlot, PteEntry, RawPmd, RawPte,
-        cursor::{Level, pmd_chunks},
-    },
+    pgtable::{Gather, PmdEntry, PmdSlot, PteEntry, RawPmd, RawPte, cursor::Level},
     platform::{Platform, Stride},
     rmap::Run,
 };
@@ -32,11 +29,9 @@ use crate::{
 impl<P: Platform> Memory<P> {
     /// Unmaps all pages of `range`. The mmap lock is held; areas and tables stay.
     pub(crate) fn zap_range(&self, space: &AddressSpace, range: VirtRange, gather: &mut Gather<'_, P>) {
-        for chunk in pmd_chunks(range) {
-            if let Some(slot) = self.pmd_slot(space.tables(), chunk.start()) {
-                self.zap_chunk(space, slot, chunk, gather);
-            }
-        }
+        self.for_each_pmd(space.tables(), range, &mut |slot, chunk| {
+            self.zap_chunk(space, slot, chunk, gather)
+        });
     }
 
     /// Unmaps `chunk`, which lies in the span of one PMD.
@@ -65,15 +60,23 @@ impl<P: Platform> Memory<P> {
         let entry = RawPmd(pmds.swap(slot.index, RawPmd::NONE.0)).decode();
         let table = self.withdraw_table(&pmds);
         space.tables().count(-1);
-        space.add_rss(-i64::from(HPAGE_PAGES));
-        if let PmdEntry::Huge { pfn, marks, .. } = entry {
-            let head = self.pages().page(pfn);
-            if marks.dirty {
-                head.set_flags(PageFlags::DIRTY);
+        match entry {
+            PmdEntry::Huge { pfn, marks, .. } => {
+                let head = self.pages().page(pfn);
+                if !self.is_zero_page(head) {
+                    if marks.dirty {
+                        mark_dirty(head);
+                    }
+                    self.rmap_remove_pmd(head);
+                    space.add_rss(-i64::from(HPAGE_PAGES));
+                }
+                gather.page(head, 1, slot.span, Stride::Pmd);
             }
-            self.rmap_remove_pmd(head);
-            gather.page(head, 1, slot.span, Stride::Pmd);
+            _ => space.add_rss(-i64::from(HPAGE_PAGES)),
         }
+        // While others may fault here, a base page must not be mapped before the last CPU has dropped the huge
+        // translation (I12).
+        gather.flush_if_shared();
         // The deposited table was never visible to the hardware: it needs no flush, only the lock to be gone.
         drop(pmds);
         self.free_table(table);
@@ -90,20 +93,25 @@ impl<P: Platform> Memory<P> {
             let index = Level::Pte.index(addr);
             if ptes.load(index) != RawPte::NONE.0 {
                 let entry = RawPte(ptes.swap(index, RawPte::NONE.0)).decode();
-                removed += 1;
                 if let PteEntry::Present { pfn, marks, .. } = entry {
                     let page = self.pages().page(pfn);
+                    if self.is_zero_page(page) {
+                        gather.stale(VirtRange::page(addr), Stride::Page);
+                        addr += PAGE_BYTES;
+                        continue;
+                    }
                     if marks.dirty {
                         mark_dirty(page.head());
                     }
                     batch = match batch.take() {
-                        Some(batch) if batch.is_followed_by(page) => Some(batch.grown()),
+                        Some(batch) if batch.run.is_followed_by(page) => Some(batch.grown(addr)),
                         full => {
                             self.remove_batch(full, gather);
                             Some(Batch::of(page, addr))
                         }
                     };
                 }
+                removed += 1;
             }
             addr += PAGE_BYTES;
         }
@@ -129,18 +137,19 @@ impl<P: Platform> Memory<P> {
             areas
                 .by_ref()
                 .for_each(|vma| self.zap_range(&space, vma.range(), &mut gather));
-            self.remove_tables(space.tables(), user_range(), user_range(), &mut gather);
-            gather.finish();
+            // Areas first: once they are off their lists no rmap walk comes into these tables.
             while let Some(vma) = space.areas().find(VirtAddr::zero()) {
                 self.remove_area(&space, vma);
             }
+            self.remove_tables(space.tables(), user_range(), user_range(), &mut gather);
+            gather.finish();
         }
         self.free_space(space);
     }
 }
 
 /// All that user space may use, rounded up to what the lower half of the root spans.
-fn user_range() -> VirtRange {
+pub(crate) fn user_range() -> VirtRange {
     let end = VirtAddr::new(crate::addr::USER_END);
     VirtRange::new(VirtAddr::zero(), end).unwrap_or_else(|| unreachable!("a valid range"))
 }
@@ -157,35 +166,27 @@ fn mark_dirty(head: crate::page::Page<'_>) {
 struct Batch<'a> {
     run: Run<'a>,
     start: VirtAddr,
+    end: VirtAddr,
 }
 
 impl<'a> Batch<'a> {
     fn of(page: crate::page::Page<'a>, start: VirtAddr) -> Self {
-        let head = page.head();
         Self {
-            run: Run {
-                head,
-                first: page.pfn().since(head.pfn()),
-                nr: 1,
-            },
+            run: Run::of(page),
             start,
+            end: start + PAGE_BYTES,
         }
     }
 
-    /// Whether `page`, mapped by the next entry, is the next subpage of the same folio. Entries in between that were
-    /// empty do not matter: what is batched is pages.
-    fn is_followed_by(&self, page: crate::page::Page<'_>) -> bool {
-        let next = self.run.head.pfn().offset(self.run.first + self.run.nr);
-        page.pfn() == next && page.head() == self.run.head
-    }
-
-    fn grown(mut self) -> Self {
-        self.run.nr += 1;
-        self
+    fn grown(self, addr: VirtAddr) -> Self {
+        Self {
+            run: self.run.grown(),
+            start: self.start,
+            end: addr + PAGE_BYTES,
+        }
     }
 
     fn range(&self) -> VirtRange {
-        let end = self.start + u64::from(self.run.nr) * PAGE_BYTES;
-        VirtRange::new(self.start, end).unwrap_or(VirtRange::page(self.start))
+        VirtRange::new(self.start, self.end).unwrap_or(VirtRange::page(self.start))
     }
 }

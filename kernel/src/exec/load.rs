@@ -144,9 +144,8 @@ fn fill(space: &Space, addr: VirtAddr, bytes: &[u8]) -> Result<(), ExecError> {
     let mut rest = bytes;
     while !rest.is_empty() {
         let mut done = 0;
-        mm().with_user_page(space, addr, Access::Write, &mut |page| {
-            done = page.len().min(rest.len());
-            page[..done].copy_from_slice(&rest[..done]);
+        mm().with_user_page(space, addr, Access::Write, &mut |mut page| {
+            done = page.write(rest)
         })
         .map_err(|_: VmFault| ExecError::NoMemory)?;
         rest = &rest[done..];

@@ -4,10 +4,7 @@
 //! rest is `mm`'s.
 
 use linux_abi::{errno::Errno, raw::general as abi};
-use mm::{
-    Access, Advice, FaultInfo, MapRequest, PAGE_BYTES, Place, Prot, USER_END, VirtAddr, VirtRange, VmFault,
-    VmaFlags,
-};
+use mm::{Access, Advice, MapRequest, PAGE_BYTES, Place, Prot, USER_END, VirtAddr, VirtRange, VmaFlags};
 
 use super::{Call, Result, unsupported};
 use crate::{platform::mm, task::space::Space};
@@ -98,11 +95,7 @@ fn map_anonymous(space: &Space, addr: u64, len: u64, prot: Prot, flags: u32) -> 
         Place::Hint
     };
     let hint = match place {
-        // Only a place that could be right is a hint at all.
-        Place::Hint => addr
-            .checked_next_multiple_of(PAGE_BYTES)
-            .filter(|&addr| addr < USER_END)
-            .unwrap_or(0),
+        Place::Hint => addr,
         Place::Fixed | Place::FixedNoReplace if !addr.is_multiple_of(PAGE_BYTES) => {
             return Err(Errno::EINVAL);
         }
@@ -140,16 +133,11 @@ fn populate(space: &Space, range: VirtRange, prot: Prot) {
     let access = match prot {
         _ if prot.contains(Prot::WRITE) => Access::Write,
         _ if prot.contains(Prot::READ) => Access::Read,
+        _ if prot.contains(Prot::EXEC) => Access::Exec,
         _ => return,
     };
-    let mut addr = range.start();
-    while addr < range.end() {
-        match mm().handle_fault(space, FaultInfo { addr, access }) {
-            VmFault::Done => addr += PAGE_BYTES,
-            VmFault::Retry => {}
-            VmFault::NeedMemory(_) | VmFault::SigSegv(_) | VmFault::SigBus => return,
-        }
-    }
+    // What is missing comes by page faults later.
+    let _ = mm().populate(space, range, access);
 }
 
 /// `munmap(addr, len)`.

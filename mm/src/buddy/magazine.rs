@@ -183,7 +183,7 @@ impl<P: Platform> Memory<P> {
         let cache = self.this_cpu(&preempt).cache();
         loop {
             let walk = self.platform().lockless_walk();
-            if cache.wanted.load_relaxed() == 0 {
+            if cache.wanted.load_acquire() == 0 {
                 // SAFETY: preemption is off and `f` does not come back here, so this CPU is in here once; and nobody
                 // drains: a drainer that began before we entered would have been seen, one that begins now waits for
                 // the walk to end.

@@ -9,8 +9,8 @@
 //! ```
 //! * **Magazines** are arrays of frame numbers: an allocation touches the array, the page's reference count and nothing
 //!   else. They are refilled with a whole run of 2^k pages, one list operation per run.
-//! * **No allocation fails while any CPU's magazine holds what it needs**: before failing, every magazine is emptied
-//!   into the zones, where the pages merge. So cached pages count as free ([`Memory::nr_free_pages`]).
+//! * **No allocation fails while any CPU's magazine holds what it may have**: before failing, every magazine is emptied
+//!   into the zones, where the pages merge and the watermarks decide. So cached pages count as free ([`Memory::nr_free_pages`]).
 //! * **Watermarks**: below `min` only [`AllocFlags::RESERVE`] allocations succeed, below `low` no opportunistic ones.
 //! * Allocation never reclaims (decision 0001).
 //! * In builds with debug assertions a freed page is filled with a pattern, and the pattern is checked when it is
@@ -76,7 +76,10 @@ impl<P: Platform> Memory<P> {
     /// A record that is not as a free page's must be (invariant I11) is reported as a bad page and its block leaks:
     /// a leak is better than a page with two owners.
     pub fn free_pages(&self, pfn: Pfn, order: Order) {
-        if self.pages().page(pfn).ref_sub_and_test(1) {
+        let page = self.pages().page(pfn);
+        // The later pages of a block have no references of their own: one that has is somebody else's block.
+        let whole = pfn.is_aligned(order) && (1..order.nr_pages()).all(|i| page.offset(i).refs_hint() == 0);
+        if whole && page.refs_hint() == 1 && page.ref_sub_and_test(1) {
             self.free_block(pfn, order);
         } else {
             self.report_bad_page(pfn, BadPage::Referenced);

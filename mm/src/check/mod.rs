@@ -18,7 +18,7 @@
 //! | I1 | a tail has no references, and leads to a head that spans it |
 //! | I2 | a head's references: one per PMD, one per PTE of any subpage, one per owner |
 //! | I3 I4 I6 | each subpage's mapcount, the compound and total mapcounts |
-//! | I5 | DOUBLE_MAP exactly while PMDs and PTEs map the folio together |
+//! | I5 | DOUBLE_MAP while PMDs and PTEs map the folio together, and only while a PMD does |
 //! | I7 | `nr_anon_pages`, `nr_anon_transparent_hugepages` |
 //! | I8 | members of the deferred split queue |
 //! | I9 | one deposited table per huge mapping |
@@ -580,8 +580,12 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
                     ..
                 },
             ) => {
-                totals.rss += ENTRIES as u64;
                 totals.huge += 1;
+                if self.is_zero(addr, pfn, prot)? {
+                    self.scratch.tally(pfn).refs += 1;
+                    return Ok(());
+                }
+                totals.rss += ENTRIES as u64;
                 self.mapping(space, addr, pfn, prot)?;
                 let tally = self.scratch.tally(pfn);
                 tally.pmds += 1;
@@ -595,6 +599,9 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
                 )
             }
             Visit::Pte(addr, PteEntry::Present { pfn, prot, .. }) => {
+                if self.is_zero(addr, pfn, prot)? {
+                    return Ok(());
+                }
                 totals.rss += 1;
                 self.mapping(space, addr, pfn, prot)?;
                 self.scratch.tally(pfn).ptes += 1;
@@ -616,6 +623,19 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         self.mark(page, Seen::TABLE, Rule::Table)
     }
 
+    /// Whether an entry leads to a zero page, which it must not allow to be written.
+    fn is_zero(&self, addr: VirtAddr, pfn: Pfn, prot: Prot) -> Result<bool, Violation> {
+        let page = self.page(pfn)?;
+        let zero = self.mem.is_zero_page(page);
+        let writes = zero && prot.contains(Prot::WRITE);
+        let at = |violation: Violation| Violation {
+            addr: Some(addr),
+            ..violation
+        };
+        about(page, Rule::EntryRights, 0u32, u32::from(writes)).map_err(at)?;
+        Ok(zero)
+    }
+
     /// Compares an entry with the area it lies in and the page it leads to.
     fn mapping(&self, space: &AddressSpace, addr: VirtAddr, pfn: Pfn, prot: Prot) -> Result<(), Violation> {
         let page = self.page(pfn)?;
@@ -633,6 +653,9 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             vma.prot() | Prot::READ
         };
         about(page, Rule::EntryRights, granted.bits(), (granted | prot).bits()).map_err(at)?;
+        // Who may write without asking has the page alone.
+        let shared = prot.contains(Prot::WRITE) && !page.has(PageFlags::EXCLUSIVE);
+        about(page, Rule::EntryRights, 0u32, u32::from(shared)).map_err(at)?;
         let identity = vma
             .anon_vma()
             .map_or(0, |anon_vma| anon_vma.to_bits(self.mem.platform()));
@@ -746,7 +769,21 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
     }
 
     /// Checks what a used order-0 page, block or head must be.
+    /// Counts an anon_vma that no area names any more, only folios that somebody holds, when the first of them is met.
+    fn orphaned_anon_vma(&mut self, page: Page<'c>) {
+        let orphaned = self
+            .mem
+            .anon_vma_of(page)
+            .is_some_and(|anon_vma| anon_vma.areas().get().is_none());
+        if orphaned && page.state().head_link().is_none() {
+            let mut before = self.all_frames().take_while(|&pfn| pfn < page.pfn());
+            let known = before.any(|pfn| self.mem.pages().page(pfn).own_mapping() == page.own_mapping());
+            self.sums.anon_vmas += u64::from(!known);
+        }
+    }
+
     fn used(&mut self, page: Page<'c>, mut tally: Tally) -> Result<(), Violation> {
+        self.orphaned_anon_vma(page);
         let flags = page.state().flags();
         if flags.contains(PageFlags::SLAB) {
             self.sums.slabs += 1;
@@ -754,6 +791,8 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             self.sums.slab_objects += page.index() & u64::from(u32::MAX);
             tally.refs += 1;
         }
+        // The machine keeps the huge zero page.
+        tally.refs += u32::from(flags.contains(PageFlags::ZERO));
         let place = |flag, seen| {
             (
                 u32::from(flags.contains(flag)),
@@ -820,10 +859,13 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             pmds + compound.ptes,
             head.map_counts().total,
         )?;
+        // The flag may outlive the last PTE while a PMD is left, never the last PMD.
+        let must = pmds > 0 && compound.ptes > 0;
+        let may = pmds > 0;
         about(
             head,
             Rule::DoubleMap,
-            u32::from(pmds > 0 && compound.ptes > 0),
+            u32::from(if compound.double { may } else { must }),
             u32::from(compound.double),
         )
     }

@@ -2,14 +2,14 @@
 
 use super::{Access, FaultInfo};
 use crate::{
-    addr::PAGE_BYTES,
+    addr::{PAGE_BYTES, Pfn},
     address_space::AddressSpace,
     error::{AllocError, VmFault},
     flags::{AllocFlags, PageFlags, Prot},
     memory::Memory,
     order::Order,
     page::{Page, PageState},
-    pgtable::{PmdEntry, PmdSlot, PtLock, PteEntry, cursor::Level, entry::Marks},
+    pgtable::{PageTables, PmdEntry, PmdSlot, PtLock, PteEntry, cursor::Level, entry::Marks},
     platform::Platform,
     slab::Handle,
     vma::Vma,
@@ -22,7 +22,7 @@ pub(super) const NEW_ANON: PageFlags = PageFlags::UPTODATE
 
 impl Marks {
     /// What `access` leaves behind.
-    pub(super) fn of_access(access: Access) -> Self {
+    pub(crate) fn of_access(access: Access) -> Self {
         if access == Access::Write {
             Self::WRITTEN
         } else {
@@ -40,18 +40,24 @@ impl<P: Platform> Memory<P> {
         slot: PmdSlot,
         fault: FaultInfo,
     ) -> Result<VmFault, AllocError> {
-        let PmdEntry::Table(table) = self.pte_table(space, slot)? else {
+        let PmdEntry::Table(table) = self.pte_table(space.tables(), slot)? else {
             return Ok(VmFault::Retry);
         };
-        let index = Level::Pte.index(fault.addr);
-        match self.table(table).pte(index) {
+        match self.table(table).pte(Level::Pte.index(fault.addr)) {
+            PteEntry::None if fault.access != Access::Write => {
+                Ok(self.fault_zero_small((slot, table), fault))
+            }
             PteEntry::None => self.fault_new_small(space, vma, (slot, table), fault),
-            _ => Ok(self.fault_existing_small(vma, (slot, table), fault)),
+            PteEntry::Migration { .. } => Ok(self.wait_for_migration(space, fault)),
+            seen => match self.fault_existing_small(vma, (slot, table), fault) {
+                Existing::Resolved(outcome) => Ok(outcome),
+                Existing::Shared => self.copy_on_write(space, vma, (slot, table), fault, seen),
+            },
         }
     }
 
     /// Returns what the PMD entry is, after putting an empty table of PTEs where there was nothing.
-    fn pte_table(&self, space: &AddressSpace, slot: PmdSlot) -> Result<PmdEntry, AllocError> {
+    pub(crate) fn pte_table(&self, tree: &PageTables, slot: PmdSlot) -> Result<PmdEntry, AllocError> {
         let entry = self.table(slot.table).pmd(slot.index);
         if entry != PmdEntry::None {
             return Ok(entry);
@@ -65,15 +71,39 @@ impl<P: Platform> Memory<P> {
             return Ok(entry);
         }
         pmds.set_pmd(slot.index, PmdEntry::Table(fresh));
-        space.tables().count(1);
+        tree.count(1);
         Ok(PmdEntry::Table(fresh))
+    }
+
+    /// Whether `slot` still leads to the PTE table `table`, whose lock is held.
+    pub(super) fn is_linked(&self, slot: PmdSlot, table: Pfn) -> bool {
+        self.table(slot.table).pmd(slot.index) == PmdEntry::Table(table)
+    }
+
+    /// Maps the zero page where nothing is mapped.
+    fn fault_zero_small(&self, (slot, table): (PmdSlot, Pfn), fault: FaultInfo) -> VmFault {
+        let zero = self.zero_pages().small();
+        let ptes = self.lock_table(table);
+        let index = Level::Pte.index(fault.addr);
+        if ptes.pte(index) != PteEntry::None || !self.is_linked(slot, table) {
+            return VmFault::Retry;
+        }
+        ptes.set_pte(
+            index,
+            PteEntry::Present {
+                pfn: zero,
+                prot: Prot::READ,
+                marks: Marks::READ,
+            },
+        );
+        VmFault::Done
     }
 
     fn fault_new_small(
         &self,
         space: &AddressSpace,
         vma: Handle<Vma>,
-        (slot, table): (PmdSlot, crate::addr::Pfn),
+        (slot, table): (PmdSlot, Pfn),
         fault: FaultInfo,
     ) -> Result<VmFault, AllocError> {
         let folio = self.alloc_folio(Order::ZERO, AllocFlags::ZERO)?;
@@ -82,7 +112,7 @@ impl<P: Platform> Memory<P> {
         let ptes = self.lock_table(table);
         let index = Level::Pte.index(fault.addr);
         let taken = ptes.pte(index) != PteEntry::None;
-        if taken || self.table(slot.table).pmd(slot.index) != PmdEntry::Table(table) {
+        if taken || !self.is_linked(slot, table) {
             drop(ptes);
             self.put(folio);
             return Ok(VmFault::Retry);
@@ -105,35 +135,35 @@ impl<P: Platform> Memory<P> {
         Ok(VmFault::Done)
     }
 
-    /// The entry is there: somebody was faster, the marks are missing, or it is a first write to what was read-only.
+    /// The entry is there: somebody was faster, the marks are missing, or it is a write to what was read-only.
     fn fault_existing_small(
         &self,
         vma: Handle<Vma>,
-        (slot, table): (PmdSlot, crate::addr::Pfn),
+        (slot, table): (PmdSlot, Pfn),
         fault: FaultInfo,
-    ) -> VmFault {
+    ) -> Existing {
         let ptes = self.lock_table(table);
         let index = Level::Pte.index(fault.addr);
         let PteEntry::Present { pfn, prot, marks } = ptes.pte(index) else {
-            return VmFault::Retry;
+            return Existing::Resolved(VmFault::Retry);
         };
-        if self.table(slot.table).pmd(slot.index) != PmdEntry::Table(table) {
-            return VmFault::Retry;
+        if !self.is_linked(slot, table) {
+            return Existing::Resolved(VmFault::Retry);
         }
-        let rights = self.rights_after_fault(self.pages().page(pfn), vma, prot);
+        let page = self.pages().page(pfn);
+        let writes = fault.access == Access::Write;
+        if writes
+            && !prot.contains(Prot::WRITE)
+            && (self.is_zero_page(page) || !self.take_if_sole_owner(page))
+        {
+            return Existing::Shared;
+        }
+        let prot = self.rights_of_entry(page, vma, prot);
         let marks = marks.union(Marks::of_access(fault.access));
         // No flush: a CPU that faults has dropped its own translation of the address, and another CPU that still has
         // the weaker one faults in its turn, finds all as it should be, and goes on.
-        self.set_pte_keeping_marks(
-            &ptes,
-            index,
-            PteEntry::Present {
-                pfn,
-                prot: rights,
-                marks,
-            },
-        );
-        VmFault::Done
+        self.set_pte_keeping_marks(&ptes, index, PteEntry::Present { pfn, prot, marks });
+        Existing::Resolved(VmFault::Done)
     }
 
     /// Replaces a live entry without losing a mark that the hardware sets at this moment.
@@ -158,15 +188,22 @@ impl<P: Platform> Memory<P> {
         }
     }
 
-    /// The rights that an existing mapping of `page` gets: what its area allows now. Writing needs a page that is
-    /// nobody else's, or a mapping that could write already; nothing shares anonymous pages yet, so all are.
-    pub(crate) fn rights_after_fault(&self, page: Page<'_>, vma: Handle<Vma>, now: Prot) -> Prot {
+    /// The rights that an entry which maps `page` may have now: what its area allows; to write, only if the page is
+    /// this process's alone.
+    pub(crate) fn rights_of_entry(&self, page: Page<'_>, vma: Handle<Vma>, now: Prot) -> Prot {
         let may_write = now.contains(Prot::WRITE) || page.has(PageFlags::EXCLUSIVE);
-        crate::vm_assert!(may_write, "{page:?}: shared anonymous memory does not exist yet");
         if may_write {
             vma.prot()
         } else {
             vma.prot() & !Prot::WRITE
         }
     }
+}
+
+/// What a fault on an entry that is there comes to.
+pub(super) enum Existing {
+    /// It is dealt with.
+    Resolved(VmFault),
+    /// The page is also somebody else's, or a zero page: it must be copied to be written.
+    Shared,
 }

@@ -1,12 +1,15 @@
 //! Faults on huge pages.
 
-use super::{FaultInfo, anon::NEW_ANON};
+use super::{
+    Access, FaultInfo,
+    anon::{Existing, NEW_ANON},
+};
 use crate::{
     addr::{HPAGE_PAGES, Pfn, VirtRange},
     address_space::AddressSpace,
     counter::Counter,
     error::{AllocError, VmFault},
-    flags::{AllocFlags, VmaFlags},
+    flags::{AllocFlags, Prot, VmaFlags},
     folio::Folio,
     memory::Memory,
     order::PMD_ORDER,
@@ -43,7 +46,7 @@ impl<P: Platform> Memory<P> {
             return Ok(Outcome::Fallback);
         };
         // Set aside now what a later split needs (I9).
-        let table = match self.alloc_table() {
+        let table = match self.alloc_deposit() {
             Ok(table) => table,
             Err(error) => {
                 self.put(folio);
@@ -93,8 +96,42 @@ impl<P: Platform> Memory<P> {
         self.clear_frame(Pfn::new(pfn.raw() + u32::try_from(faulting).unwrap_or(0)));
     }
 
-    /// The span is mapped by one entry already: somebody was faster, or it is a first write to what was read-only.
-    pub(super) fn fault_existing_huge(&self, vma: Handle<Vma>, slot: PmdSlot, fault: FaultInfo) -> VmFault {
+    /// Maps the huge zero page where nothing is mapped.
+    pub(super) fn fault_zero_huge(&self, space: &AddressSpace, slot: PmdSlot) -> Result<Outcome, AllocError> {
+        let Ok(folio) = self.get_huge_zero_page() else {
+            return Ok(Outcome::Fallback);
+        };
+        let table = match self.alloc_deposit() {
+            Ok(table) => table,
+            Err(error) => {
+                self.put(folio);
+                return Err(error);
+            }
+        };
+        let pmds = self.lock_table(slot.table);
+        if pmds.pmd(slot.index) != PmdEntry::None {
+            drop(pmds);
+            self.free_table(table);
+            self.put(folio);
+            return Ok(Outcome::Resolved(VmFault::Retry));
+        }
+        self.deposit_table(&pmds, table);
+        space.tables().count(1);
+        let pfn = folio.into_raw().pfn();
+        pmds.set_pmd(
+            slot.index,
+            PmdEntry::Huge {
+                pfn,
+                prot: Prot::READ,
+                marks: Marks::READ,
+                valid: true,
+            },
+        );
+        Ok(Outcome::Resolved(VmFault::Done))
+    }
+
+    /// The span is mapped by one entry already: somebody was faster, or it is a write to what was read-only.
+    pub(super) fn fault_existing_huge(&self, vma: Handle<Vma>, slot: PmdSlot, fault: FaultInfo) -> Existing {
         let pmds = self.lock_table(slot.table);
         let PmdEntry::Huge {
             pfn,
@@ -103,18 +140,29 @@ impl<P: Platform> Memory<P> {
             valid: true,
         } = pmds.pmd(slot.index)
         else {
-            return VmFault::Retry;
+            return Existing::Resolved(VmFault::Retry);
         };
-        let rights = self.rights_after_fault(self.pages().page(pfn), vma, prot);
+        let head = self.pages().page(pfn);
+        let writes = fault.access == Access::Write;
+        if writes
+            && !prot.contains(Prot::WRITE)
+            && (self.is_zero_page(head) || !self.take_if_sole_owner(head))
+        {
+            return Existing::Shared;
+        }
+        let prot = self.rights_of_entry(head, vma, prot);
         let marks = marks.union(Marks::of_access(fault.access));
-        let wanted = PmdEntry::Huge {
-            pfn,
-            prot: rights,
-            marks,
-            valid: true,
-        };
-        self.set_pmd_keeping_marks(&pmds, slot.index, wanted);
-        VmFault::Done
+        self.set_pmd_keeping_marks(
+            &pmds,
+            slot.index,
+            PmdEntry::Huge {
+                pfn,
+                prot,
+                marks,
+                valid: true,
+            },
+        );
+        Existing::Resolved(VmFault::Done)
     }
 
     /// Replaces a live huge entry without losing a mark that the hardware sets at this moment.

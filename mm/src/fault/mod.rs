@@ -3,12 +3,13 @@
 //! ```text
 //!   handle_fault ── no area ───────────────────────────> grow a stack, or SigSegv(NotMapped)
 //!        │          area forbids it ───────────────────> SigSegv(Access)
-//!        └─ PMD none, 2 MiB fit ──> huge ── no block ─┐
-//!           PMD huge ─────────────> mark / allow write │  fallback
-//!           else ─────────────────────────────────────┴> anon: one base page
+//!        └─ PMD none, 2 MiB fit ──> huge, or the huge zero page ── no block ─┐
+//!           PMD huge ─────────────> mark, allow write, or split and copy    │  fallback
+//!           being moved ──────────> wait                                    │
+//!           else ───────────────────────────────────────────────────────────┴> anon: one base page, or the zero page
 //! ```
-//! Every page is zeroed before it is mapped. A read fault also gets a page of its own: the shared zero page comes with
-//! copy-on-write.
+//! Every page is zeroed before it is mapped. What is read before it is written is a zero page (`zero`); what is
+//! written while others have it too is copied (`cow`).
 //!
 //! Locks: takes the mmap lock for reading (for writing to grow a stack), inside it the locks of the tables it changes.
 //! Everything that may fail is allocated before a table is locked; whoever finds the entry filled by somebody else
@@ -17,18 +18,20 @@
 //! Origin: Linux `do_huge_pmd_anonymous_page`, `do_anonymous_page` as of v6.1; see A8 in `docs/design.md`.
 
 mod anon;
+mod cow;
 mod huge;
+mod zero;
 
 use crate::{
-    addr::{PAGE_BYTES, VirtAddr, VirtRange},
-    address_space::{AddressSpace, STACK_GUARD_BYTES},
-    anon_vma::AnonVma,
+    addr::{PAGE_BYTES, STACK_GUARD_BYTES, VirtAddr, VirtRange},
+    address_space::{AddressSpace, MIN_ADDR},
     counter::Counter,
     error::{AllocError, SegvReason, VmFault},
     flags::{Prot, VmaFlags},
     memory::Memory,
-    pgtable::PmdEntry,
-    platform::Platform,
+    page::Page,
+    pgtable::{PmdEntry, PteEntry, Visit},
+    platform::{Platform, WaitKey},
     slab::Handle,
     vma::Vma,
 };
@@ -55,7 +58,7 @@ pub struct FaultInfo {
 
 impl Access {
     /// Whether an area with these rights allows it. On x86 what can be written or executed can also be read.
-    fn allowed_by(self, prot: Prot) -> bool {
+    pub(crate) fn allowed_by(self, prot: Prot) -> bool {
         match self {
             Self::Read => !prot.is_empty(),
             Self::Write => prot.contains(Prot::WRITE),
@@ -69,7 +72,8 @@ impl<P: Platform> Memory<P> {
     ///
     /// Context: may wait for the mmap lock; no lock of mm is held.
     ///
-    /// Errors: see [`VmFault`]. Whatever the outcome, nothing is half done: at most, tables without entries were added.
+    /// Errors: see [`VmFault`]. Whatever the outcome, nothing is half done: at most, a stack has grown, an
+    /// area has its anon_vma, and tables without entries were added.
     pub fn handle_fault(&self, space: &AddressSpace, fault: FaultInfo) -> VmFault {
         let outcome = match self.fault_in_area(space, fault) {
             VmFault::SigSegv(SegvReason::NotMapped) => self.grow_stack(space, fault),
@@ -103,28 +107,55 @@ impl<P: Platform> Memory<P> {
         let slot = self.pmd_slot_alloc(space.tables(), fault.addr)?;
         match self.table(slot.table).pmd(slot.index) {
             PmdEntry::None if huge::eligible(vma, slot.span) => {
-                match self.fault_new_huge(space, vma, slot, fault)? {
+                let attempt = match fault.access {
+                    Access::Write => self.fault_new_huge(space, vma, slot, fault)?,
+                    Access::Read | Access::Exec => self.fault_zero_huge(space, slot)?,
+                };
+                match attempt {
                     huge::Outcome::Resolved(outcome) => Ok(outcome),
                     huge::Outcome::Fallback => self.fault_small(space, vma, slot, fault),
                 }
             }
             PmdEntry::None | PmdEntry::Table(_) => self.fault_small(space, vma, slot, fault),
-            PmdEntry::Huge { .. } | PmdEntry::Migration { .. } => {
-                Ok(self.fault_existing_huge(vma, slot, fault))
-            }
+            PmdEntry::Migration { .. } => Ok(self.wait_for_migration(space, fault)),
+            PmdEntry::Huge { .. } => match self.fault_existing_huge(vma, slot, fault) {
+                anon::Existing::Resolved(outcome) => Ok(outcome),
+                anon::Existing::Shared => {
+                    self.split_pmd_slot(space, slot);
+                    self.fault_small(space, vma, slot, fault)
+                }
+            },
         }
     }
 
-    /// Gives the area the identity that its pages will name.
-    fn prepare_anon_vma(&self, vma: Handle<Vma>) -> Result<(), AllocError> {
-        if vma.anon_vma().is_some() {
-            return Ok(());
-        }
-        let fresh = self.alloc_object(AnonVma::new())?;
-        if !vma.init_anon_vma(fresh) {
-            self.put_anon_vma(fresh);
-        }
-        Ok(())
+    /// Sleeps while the entry for the faulting address says that its page is being moved. The mmap lock is held, which
+    /// keeps the tables.
+    fn wait_for_migration(&self, space: &AddressSpace, fault: FaultInfo) -> VmFault {
+        let seen = self.leaf(space.tables(), fault.addr);
+        let moving = match seen {
+            Some(
+                Visit::Pte(_, PteEntry::Migration { pfn, .. })
+                | Visit::Pmd(_, PmdEntry::Migration { pfn, .. }),
+            ) => pfn,
+            _ => return VmFault::Retry,
+        };
+        // Whoever moves the page rewrites the entry before waking: so to look again after queueing loses nothing.
+        let key = self.migration_key(self.pages().page(moving));
+        self.platform()
+            .wait(key, None, &mut || self.leaf(space.tables(), fault.addr) == seen);
+        VmFault::Retry
+    }
+
+    /// What those wait for who find `page` being moved: one key for all pages of an anon_vma, so that a folio's 512
+    /// entries need one wake.
+    pub(crate) fn migration_key(&self, page: Page<'_>) -> WaitKey {
+        WaitKey::lock(
+            self.platform()
+                .window()
+                .wrapping_add(crate::addr::to_usize(page.mapping()))
+                .cast_const()
+                .cast(),
+        )
     }
 
     /// Extends the stack above a faulting address down to it (Linux `expand_stack`).
@@ -142,8 +173,15 @@ impl<P: Platform> Memory<P> {
             if !vma.flags().contains(VmaFlags::GROWSDOWN) || vma.end() - start > space.stack_limit() {
                 return refused;
             }
-            let below = space.areas().before(vma.start());
-            if below.is_some_and(|below| below.end().as_u64() + STACK_GUARD_BYTES > start.as_u64()) {
+            let crowded = space.areas().before(vma.start()).is_some_and(|below| {
+                let harmless = below.flags().contains(VmaFlags::GROWSDOWN) || below.prot().is_empty();
+                !harmless && below.end().as_u64() + STACK_GUARD_BYTES > start.as_u64()
+            });
+            let below = space
+                .areas()
+                .before(vma.start())
+                .map_or(MIN_ADDR, |below| below.end().as_u64());
+            if crowded || start.as_u64() < below.max(MIN_ADDR) {
                 return refused;
             }
             let Some(range) = VirtRange::new(start, vma.end()) else {

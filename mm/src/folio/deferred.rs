@@ -12,6 +12,7 @@
 //!
 //! Origin: Linux 9a982250f773 (v4.5). Differs: a page whose subpages are all unmapped by one batch is never queued.
 
+use super::Folio;
 use crate::{
     counter::Counter,
     flags::PageFlags,
@@ -54,7 +55,40 @@ impl DeferredQueue {
     }
 }
 
+impl DeferredQueue {
+    /// Takes a folio off that is on the queue or not.
+    pub(crate) fn forget(&mut self, head: Page<'_>) {
+        if head.clear_flags(PageFlags::QUEUED).contains(PageFlags::QUEUED) {
+            self.links.remove(head.offset(LINK_TAIL));
+        }
+    }
+}
+
 impl<P: Platform> Memory<P> {
+    /// Takes the folio that waits longest off the queue, with a reference. Folios that are being freed are passed by:
+    /// they find themselves off the queue.
+    pub(crate) fn take_deferred(&self) -> Option<Folio<'_>> {
+        for node in self.nodes() {
+            let mut queue = node.deferred().lock(self.platform());
+            while let Some(link) = queue.links.first(self.pages()) {
+                let head = link.head();
+                queue.forget(head);
+                if head.ref_get_unless_zero() {
+                    return Some(Folio::from_raw(head));
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts a folio back that was taken off and is still huge. Counts nothing: it waits for the same reason as before.
+    pub(crate) fn requeue_deferred(&self, head: Page<'_>) {
+        let mut queue = self.node_of(head.pfn()).deferred().lock(self.platform());
+        if head.has(PageFlags::HEAD) && !head.set_flags(PageFlags::QUEUED).contains(PageFlags::QUEUED) {
+            queue.links.push_back(head.offset(LINK_TAIL));
+        }
+    }
+
     /// Puts a partly unmapped huge page on the queue, unless it is there.
     pub(crate) fn queue_deferred_split(&self, head: Page<'_>) {
         let mut queue = self.node_of(head.pfn()).deferred().lock(self.platform());
@@ -72,8 +106,7 @@ impl<P: Platform> Memory<P> {
             return;
         }
         let mut queue = self.node_of(head.pfn()).deferred().lock(self.platform());
-        head.clear_flags(PageFlags::QUEUED);
-        queue.links.remove(head.offset(LINK_TAIL));
+        queue.forget(head);
     }
 
     /// How many huge pages wait to be split.

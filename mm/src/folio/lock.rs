@@ -37,6 +37,21 @@ impl<P: Platform> Memory<P> {
     }
 }
 
+impl<P: Platform> FolioLocked<'_, P> {
+    /// Leaves the lock taken: it is somebody else's to give back.
+    pub(crate) fn forget(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl<P: Platform> Memory<P> {
+    /// Takes charge of a lock that is taken.
+    pub(crate) fn adopt_lock<'m>(&'m self, page: Page<'m>) -> FolioLocked<'m, P> {
+        crate::vm_assert!(page.has(PageFlags::LOCKED), "{page:?}: not locked");
+        FolioLocked { mem: self, page }
+    }
+}
+
 impl<P: Platform> Drop for FolioLocked<'_, P> {
     fn drop(&mut self) {
         let before = self.page.clear_flags(PageFlags::LOCKED | PageFlags::WAITERS);

@@ -62,6 +62,12 @@ impl LruLists {
         }
     }
 
+    /// Puts a page that came out of `head`'s folio behind it. The counts do not change: its pages were counted there.
+    pub(crate) fn insert_behind(&mut self, head: Page<'_>, page: Page<'_>) {
+        self.list_mut(LruKind::of(head.state().flags()))
+            .insert_after(head, page);
+    }
+
     fn list_mut(&mut self, kind: LruKind) -> &mut PageList {
         match kind {
             LruKind::InactiveAnon => &mut self.inactive_anon,

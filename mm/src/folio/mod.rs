@@ -2,7 +2,7 @@
 //!
 //! | handle | what having one tells you | ends by |
 //! |---|---|---|
-//! | [`Folio`] | it is a head or order-0 page, and one of its references is yours | [`Memory::put`], [`Folio::into_raw`] |
+//! | [`Folio`] | it is a head or order-0 page, and one of its references is yours | [`Memory::put`], or becoming an entry's |
 //! | [`FolioLocked`] | its lock bit is yours | drop |
 //!
 //! Where the type says "folio" no tail can stand: what Linux found out with `VM_BUG_ON_PAGE(PageTail(page))` does not
@@ -171,6 +171,11 @@ impl<P: Platform> Memory<P> {
         self.trace_ref(head, i64::from(nr));
     }
 
+    /// Whether a page is the zero page, or part of the huge one.
+    pub(crate) fn is_zero_page(&self, page: Page<'_>) -> bool {
+        page.pfn() == self.zero_pages().small() || page.head().has(PageFlags::ZERO)
+    }
+
     fn trace_ref(&self, head: Page<'_>, val: i64) {
         if P::TRACE {
             let val = i32::try_from(val).unwrap_or(i32::MAX);
@@ -190,6 +195,9 @@ impl<P: Platform> Memory<P> {
         }
         if state.flags().contains(PageFlags::HEAD) && state.destructor() == Destructor::TransHuge {
             self.unqueue_deferred_split(head);
+        }
+        if let Some(anon_vma) = self.anon_vma_of(head) {
+            self.put_anon_vma(anon_vma);
         }
         head.clear_mapping();
         if !state.flags().contains(PageFlags::HEAD) {

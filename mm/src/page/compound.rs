@@ -7,6 +7,7 @@
 //!   maps[0]         maps[1]                 maps[2]             maps[i]      PTE mappings of each subpage
 //!   mapping, index  index: compound maps,   next/prev: deferred
 //!   next/prev: LRU         all PTE maps     split queue
+//!                   next: pins
 //! ```
 //! A tail's `mapping` stays 0: whoever asks a tail is led to the head, and a value there at free time means that
 //! somebody wrote to the wrong record.
@@ -25,8 +26,8 @@ pub enum Destructor {
 }
 
 impl Page<'_> {
-    /// Makes the `order` block that starts here, which the caller owns alone, one compound page. The caller gives the
-    /// head its first reference afterwards.
+    /// Makes the `order` block that starts here, which the caller owns alone (he has its one reference), one compound
+    /// page.
     ///
     /// Cost: one store per page, 64 cache lines for 2 MiB.
     pub(crate) fn prepare_compound(self, order: Order, destructor: Destructor) {
@@ -36,6 +37,10 @@ impl Page<'_> {
         for word in &self.array.state()[first..first - 1 + order.nr_pages() as usize] {
             word.store_relaxed(tail);
         }
+        if order >= Order::MIN_WITH_QUEUE {
+            // No pins: the word was a list link in its last life.
+            self.array.next()[first].store_relaxed(0);
+        }
         self.set_private_state(PageState::new_head(order, destructor));
     }
 
@@ -43,6 +48,9 @@ impl Page<'_> {
     /// untrustworthy. The caller holds no reference and nobody else does.
     pub(crate) fn destroy_compound(self) -> Result<Order, BadPage> {
         let order = self.compound_order();
+        if self.state().flags().intersects(PageFlags::CHECKED_AT_FREE) {
+            return Err(BadPage::Flags);
+        }
         if order >= Order::MIN_WITH_QUEUE && self.offset(1).index_word().load_relaxed() != 0 {
             return Err(BadPage::StillMapped);
         }
@@ -51,6 +59,9 @@ impl Page<'_> {
         for i in tails.clone() {
             if self.array.state()[i].load_relaxed() & !u64::from(PageFlags::EXCLUSIVE.bits()) != tail {
                 return Err(BadPage::TailState);
+            }
+            if self.array.maps()[i].load_relaxed() != 0 || self.array.refs()[i].load_relaxed() != 0 {
+                return Err(BadPage::StillMapped);
             }
             if self.array.mapping()[i].load_relaxed() != 0 {
                 return Err(BadPage::TailMapping);

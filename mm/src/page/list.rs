@@ -92,6 +92,20 @@ impl PageList {
         self.len += 1;
     }
 
+    /// Puts `page` right behind `anchor`, which is on this list.
+    pub(crate) fn insert_after(&mut self, anchor: Page<'_>, page: Page<'_>) {
+        let link = page.pfn().raw();
+        let next = anchor.links().0;
+        page.set_prev(anchor.pfn().raw());
+        page.set_next(next);
+        anchor.set_next(link);
+        match page_at(page.array(), next) {
+            Some(after) => after.set_prev(link),
+            None => self.last = link,
+        }
+        self.len += 1;
+    }
+
     /// Takes `page` off. It must be on this list.
     pub(crate) fn remove(&mut self, page: Page<'_>) {
         crate::vm_assert!(self.len > 0);

@@ -250,9 +250,25 @@ impl<'a> Locked<'a> {
     /// Marks each tail as mapped by one process only. Tails' flags are written under this lock alone, so plain stores
     /// do.
     pub(crate) fn mark_tails_exclusive(&self) {
-        let first = self.head.pfn().index() + 1;
-        for word in &self.head.array().state()[first..first + HPAGE_PAGES as usize - 1] {
-            word.store_relaxed(word.load_relaxed() | u64::from(PageFlags::EXCLUSIVE.bits()));
+        self.change_tails(0, HPAGE_PAGES, |state| {
+            state | u64::from(PageFlags::EXCLUSIVE.bits())
+        });
+    }
+
+    /// Takes the exclusive mark off `nr` subpages from `first`.
+    pub(crate) fn clear_exclusive(&self, first: u32, nr: u32) {
+        self.change_tails(first, nr, |state| state & !u64::from(PageFlags::EXCLUSIVE.bits()));
+        if first == 0 {
+            self.head.clear_flags(PageFlags::EXCLUSIVE);
+        }
+    }
+
+    /// Rewrites the state words of the tails among `nr` subpages from `first`.
+    fn change_tails(&self, first: u32, nr: u32, change: impl Fn(u64) -> u64) {
+        let start = self.head.pfn().index();
+        let tails = start + first.max(1) as usize..start + (first + nr) as usize;
+        for word in &self.head.array().state()[tails] {
+            word.store_relaxed(change(word.load_relaxed()));
         }
     }
 

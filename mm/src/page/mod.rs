@@ -1,7 +1,7 @@
 //! F2: the page array: state and legal transitions of one page record.
 //!
 //! ```text
-//!               pfn 0        1        2      …            8 columns, one word per frame in each
+//!               pfn 0        1        2      …            7 columns, one word per frame in each
 //!   state  u64 |flags,order|flags,…|        |            hot: flags, and order (head, buddy) or head link (tail)
 //!   refs   u32 |           |       |        |            reference count; 0 on tails, always (I1)
 //!   maps   u32 |           |       |        |            mapcount of this frame as mapped by PTEs (count, not raw)
@@ -123,13 +123,18 @@ impl<'a> Page<'a> {
     }
 
     /// Sets flags; returns those that were set before.
-    pub fn set_flags(self, flags: PageFlags) -> PageFlags {
+    pub(crate) fn set_flags(self, flags: PageFlags) -> PageFlags {
         PageState::from_raw(self.state_word().fetch_or_acqrel(u64::from(flags.bits()))).flags()
     }
 
     /// Clears flags; returns those that were set before.
-    pub fn clear_flags(self, flags: PageFlags) -> PageFlags {
+    pub(crate) fn clear_flags(self, flags: PageFlags) -> PageFlags {
         PageState::from_raw(self.state_word().fetch_and_acqrel(!u64::from(flags.bits()))).flags()
+    }
+
+    /// Clears all flags but `kept`, and order or link.
+    pub(crate) fn retain_flags(self, kept: PageFlags) {
+        self.state_word().fetch_and_acqrel(u64::from(kept.bits()));
     }
 
     /// Replaces the whole state word of a page that nobody else can reach: one plain store.
@@ -194,6 +199,12 @@ impl<'a> Page<'a> {
         crate::vm_assert!(anon_vma & MAPPING_ANON == 0 && self.state().head_link().is_none());
         self.index_word().store_relaxed(index);
         self.mapping_word().store_relaxed(anon_vma | MAPPING_ANON);
+    }
+
+    /// Gives a page that comes out of a compound page its part of the identity: tag bit included.
+    pub(crate) fn set_identity(self, own_mapping: u64, index: u64) {
+        self.index_word().store_relaxed(index);
+        self.mapping_word().store_relaxed(own_mapping);
     }
 
     /// Forgets what the page belonged to. At free only: a racing map may rely on it as long as there are references.

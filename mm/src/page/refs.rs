@@ -5,6 +5,10 @@
 //! it; then nobody else gets in.
 
 use super::Page;
+use crate::order::Order;
+
+/// What a pin of a base page adds to its reference count (Linux `GUP_PIN_COUNTING_BIAS`).
+const PIN_BIAS: u32 = 1024;
 
 impl Page<'_> {
     /// Takes `n` references to an order-0 or head page that the caller already has a reason to keep.
@@ -39,5 +43,58 @@ impl Page<'_> {
     #[must_use]
     pub fn refs_hint(self) -> u32 {
         self.refs_word().load_relaxed()
+    }
+
+    /// Brings the count from `expected` to 0, so that nobody else gets in until it is thawed; false if others have
+    /// references. The caller's own are among `expected`.
+    #[must_use]
+    pub(crate) fn ref_freeze(self, expected: u32) -> bool {
+        self.refs_word().compare_exchange_acqrel(expected, 0).is_ok()
+    }
+
+    /// Ends a freeze: `count` references exist again. What was written while frozen is seen by whoever takes one.
+    pub(crate) fn ref_thaw(self, count: u32) {
+        crate::vm_assert!(
+            self.refs_hint() == 0 && count > 0,
+            "{self:?}: thawed but not frozen"
+        );
+        self.refs_word().store_release(count);
+    }
+
+    /// Notes that somebody will use the frame for input or output, whatever happens to its mappings: a pin. The caller
+    /// has a reference as well.
+    pub(crate) fn pin_add(self) {
+        let head = self.head();
+        match head.compound_order() < Order::MIN_WITH_QUEUE {
+            true => drop(head.refs_word().fetch_add_relaxed(PIN_BIAS)),
+            false => drop(head.pins_word().fetch_add_relaxed(1)),
+        }
+    }
+
+    /// Takes back a [`Page::pin_add`].
+    pub(crate) fn pin_sub(self) {
+        let head = self.head();
+        match head.compound_order() < Order::MIN_WITH_QUEUE {
+            true => drop(head.refs_word().fetch_sub_acqrel(PIN_BIAS)),
+            false => drop(head.pins_word().fetch_sub_acqrel(1)),
+        }
+    }
+
+    /// Whether the folio that this page is part of may be pinned. Exact for large folios; a base page with very many
+    /// references counts as pinned too.
+    #[must_use]
+    pub fn maybe_pinned(self) -> bool {
+        let head = self.head();
+        if head.compound_order() < Order::MIN_WITH_QUEUE {
+            return head.refs_hint() >= PIN_BIAS;
+        }
+        head.pins_word().load_relaxed() > 0
+    }
+}
+
+impl<'a> Page<'a> {
+    /// Where the large folio that starts here counts its pins: its first tail's `next` link, otherwise unused.
+    fn pins_word(self) -> &'a crate::sync::AtomicU32 {
+        &self.array.next()[self.pfn.index() + 1]
     }
 }

@@ -78,7 +78,7 @@ pub struct PmdSlot {
     pub span: VirtRange,
 }
 
-/// Something that [`Memory::visit_tables`] finds.
+/// Something that a walk over all tables finds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Visit {
     /// A table of this level, the root included.
@@ -110,18 +110,54 @@ pub(crate) fn pmd_chunks(range: VirtRange) -> impl Iterator<Item = VirtRange> {
 impl<P: Platform> Memory<P> {
     /// Finds the PMD entry for `addr`; `None` if a table above it is missing.
     pub(crate) fn pmd_slot(&self, tree: &PageTables, addr: VirtAddr) -> Option<PmdSlot> {
+        self.pmd_slot_or_end(tree, addr).ok()
+    }
+
+    /// Finds the PMD entry for `addr`, or says where the span ends that has no table for it.
+    fn pmd_slot_or_end(&self, tree: &PageTables, addr: VirtAddr) -> Result<PmdSlot, VirtAddr> {
+        // The upper half of the root is the platform's.
+        if addr.as_u64() >= USER_END {
+            return Err(addr);
+        }
         let mut table = tree.root();
         for level in [Level::Pgd, Level::Pud] {
             let PmdEntry::Table(next) = self.table(table).pmd(level.index(addr)) else {
-                return None;
+                let end = (addr.as_u64() | (level.entry_bytes() - 1)).saturating_add(1);
+                return Err(VirtAddr::new_truncate(end.min(USER_END)));
             };
             table = next;
         }
-        Some(PmdSlot {
+        Ok(PmdSlot {
             table,
             index: Level::Pmd.index(addr),
             span: VirtRange::pmd(addr),
         })
+    }
+
+    /// Shows `visit` the PMD entries of `range` that have a table, each with the part of the range that it spans. Costs
+    /// one walk per 2 MiB where there are tables, per 1 GiB or 512 GiB where there are none.
+    pub(crate) fn for_each_pmd(
+        &self,
+        tree: &PageTables,
+        range: VirtRange,
+        visit: &mut dyn FnMut(PmdSlot, VirtRange),
+    ) {
+        let mut addr = range.start();
+        while addr < range.end() {
+            match self.pmd_slot_or_end(tree, addr) {
+                Ok(slot) => {
+                    if let Some(chunk) = range
+                        .intersect(slot.span)
+                        .and_then(|chunk| VirtRange::new(addr, chunk.end()))
+                    {
+                        visit(slot, chunk);
+                    }
+                    addr = slot.span.end();
+                }
+                Err(end) if end > addr => addr = end,
+                Err(_) => return,
+            }
+        }
     }
 
     /// Finds the PMD entry for `addr`, adding the tables above it.

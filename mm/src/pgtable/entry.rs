@@ -71,6 +71,15 @@ impl Marks {
         soft_dirty: true,
     };
 
+    /// The same, not accessed lately.
+    #[must_use]
+    pub const fn old(self) -> Self {
+        Self {
+            accessed: false,
+            ..self
+        }
+    }
+
     /// The marks that either has.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {

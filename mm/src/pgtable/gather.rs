@@ -33,10 +33,26 @@ pub struct Gather<'m, P: Platform> {
     used: usize,
     range: Option<VirtRange>,
     stride: Stride,
+    shared: bool,
 }
 
 impl<'m, P: Platform> Gather<'m, P> {
-    /// Begins to gather what is removed from `tree`.
+    /// Begins to gather what is removed from `tree` while others may fault in the same place: the mmap lock is held for
+    /// reading only.
+    pub fn shared(mem: &'m Memory<P>, tree: &'m PageTables) -> Self {
+        let mut gather = Self::new(mem, tree);
+        gather.shared = true;
+        gather
+    }
+
+    /// Flushes now if others may fault in the same place. Called with the table locked whose huge entry was removed.
+    pub(crate) fn flush_if_shared(&mut self) {
+        if self.shared {
+            self.flush();
+        }
+    }
+
+    /// Begins to gather what is removed from `tree`, which nobody else changes: the mmap lock is held for writing.
     pub fn new(mem: &'m Memory<P>, tree: &'m PageTables) -> Self {
         let held = [Held::Table(Pfn::new(0)); SLOTS];
         Self {
@@ -46,6 +62,7 @@ impl<'m, P: Platform> Gather<'m, P> {
             used: 0,
             range: None,
             stride: Stride::Pmd,
+            shared: false,
         }
     }
 

@@ -9,9 +9,8 @@
 //! * **Entries** are decoded into enums before anything is decided ([`entry`]); a new kind of entry cannot be
 //!   forgotten.
 //! * **Locks**: every table page has its own lock, a bit in its record. The lock of the PMD table guards its PMD
-//!   entries and its deposited tables; the lock of a PTE table guards its PTEs. PMD before PTE. Upper tables only ever
-//!   gain entries while the address space lives; entries are added under the parent's lock and removed under the mmap
-//!   lock held for writing.
+//!   entries and its deposited tables; the lock of a PTE table guards its PTEs. PMD before PTE. Entries of
+//!   upper tables are added under the parent's lock and removed only under the mmap lock held for writing.
 //! * **Deposit**: a huge PMD mapping comes with a PTE table set aside, so that splitting it later cannot fail (I9).
 //! * **Removal**: what is unmapped goes through a [`Gather`]: its frames are freed only after the TLB flush.
 //!

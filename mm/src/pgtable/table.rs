@@ -74,7 +74,16 @@ const NO_TABLE: u64 = 0;
 impl<P: Platform> Memory<P> {
     /// Allocates an empty table.
     pub(crate) fn alloc_table(&self) -> Result<Pfn, AllocError> {
-        let pfn = self.take_frame(AllocFlags::ZERO)?;
+        self.alloc_table_with(AllocFlags::ZERO)
+    }
+
+    /// Allocates a table to be set aside. Its contents are arbitrary: whoever withdraws it for use writes every entry.
+    pub(crate) fn alloc_deposit(&self) -> Result<Pfn, AllocError> {
+        self.alloc_table_with(AllocFlags::empty())
+    }
+
+    fn alloc_table_with(&self, flags: AllocFlags) -> Result<Pfn, AllocError> {
+        let pfn = self.take_frame(flags)?;
         let page = self.pages().page(pfn);
         page.set_private_state(PageState::of(PageFlags::PGTABLE));
         page.set_index(NO_TABLE);

@@ -11,6 +11,7 @@ const BUDDY: u64 = 1 << 10;
 const SLAB: u64 = 1 << 7;
 const NOPAGE: u64 = 1 << 20;
 const THP: u64 = 1 << 22;
+const ZERO_PAGE: u64 = 1 << 24;
 
 /// Flags that stand elsewhere in our word than where they are exported.
 const MOVED: [(PageFlags, u32); 4] = [
@@ -36,6 +37,9 @@ pub fn kpageflags<P: Platform>(mem: &Memory<P>, pfn: Pfn) -> u64 {
     }
     if flags.contains(PageFlags::SWAPCACHE | PageFlags::SWAPBACKED) {
         word |= u64::from(PageFlags::SWAPCACHE.bits());
+    }
+    if mem.is_zero_page(page) {
+        word |= ZERO_PAGE;
     }
     if word == 0 && inside_free_block(page) {
         return BUDDY;
@@ -70,7 +74,7 @@ fn is_thp(page: Page<'_>, flags: PageFlags) -> bool {
         return false;
     }
     let head = page.head();
-    head.has(PageFlags::LRU) || head.is_anon()
+    head.has(PageFlags::LRU) || head.is_anon() || head.has(PageFlags::ZERO)
 }
 
 /// Whether some free block starts at or below the page and reaches over it.

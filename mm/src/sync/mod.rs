@@ -2,7 +2,7 @@
 //!
 //! | lock | waits by | holds off | guards |
 //! |---|---|---|---|
-//! | [`SpinLock`] | spinning | preemption, not interrupts | lists of a zone, LRU, slab, a CPU's magazine |
+//! | [`SpinLock`] | spinning | preemption, not interrupts | lists of a zone, LRU, slabs, who may drain magazines |
 //! | bit locks in a page's state word (floor F2) | spinning | preemption | one page table; one folio's mapcounts |
 //! | [`RwLock`] | sleeping ([`Platform::wait`](crate::Platform::wait)) | nothing | an address space's areas |
 //!

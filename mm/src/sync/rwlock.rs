@@ -13,8 +13,7 @@ use crate::platform::{Platform, WaitKey};
 const WRITER: u32 = 1 << 30;
 const SLEEPERS: u32 = 1 << 31;
 
-/// A lock that many may hold to read or one to write. It guards by convention: what it protects takes a guard as
-/// argument.
+/// A lock that many may hold to read or one to write. It guards by convention: `docs/locking.md` says what.
 #[derive(Debug)]
 pub struct RwLock {
     state: AtomicU32,

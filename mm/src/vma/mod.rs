@@ -4,17 +4,20 @@
 //!   address ──>   [ vma r-x ]   gap   [ vma rw- ][ vma r-- ]      gap      [ stack, grows down ]
 //! ```
 //! Areas never overlap, are not empty, and are page aligned. Neighbours that agree in everything are one area
-//! ([`Vma::continues`]).
+//! (`Vma::continues_in`).
 //!
 //! Locks: all fields change only under the mmap lock held for writing; whoever holds it for reading sees them stable.
-//! The one exception is `anon_vma`, which the first fault sets, once, by compare-exchange.
+//! The ends also need the lock of the area's anon_vma, because rmap walks read
+//! them without the mmap lock. The one exception is `anon_vma`, which the first fault sets, once (see `anon`).
 
+mod anon;
 mod tree;
 
 pub use tree::VmaTree;
 
 use crate::{
     addr::{PAGE_SHIFT, VirtAddr, VirtRange},
+    address_space::AddressSpace,
     anon_vma::AnonVma,
     flags::{Prot, VmaFlags},
     slab::{CacheId, Handle, Link, Object},
@@ -27,7 +30,12 @@ pub struct Vma {
     start: AtomicU64,
     end: AtomicU64,
     flags: AtomicU32,
+    /// Linear index of its first page: what pages keep in their records. Moves along with the area.
+    first_index: AtomicU64,
     anon_vma: Link<AnonVma>,
+    /// Neighbours on the anon_vma's list. Under its lock.
+    on_list: anon::Node,
+    space: Handle<AddressSpace>,
     node: tree::Node,
 }
 
@@ -36,14 +44,33 @@ impl Object for Vma {
 }
 
 impl Vma {
-    pub(crate) fn new(range: VirtRange, flags: VmaFlags, anon_vma: Option<Handle<AnonVma>>) -> Self {
+    /// An area of `space` that has no pages yet.
+    pub(crate) fn new(space: Handle<AddressSpace>, range: VirtRange, flags: VmaFlags) -> Self {
+        Self::moved(space, range, flags, range.start().as_u64() >> PAGE_SHIFT)
+    }
+
+    /// An area of `space` whose first page has the linear index `first_index`.
+    pub(crate) fn moved(
+        space: Handle<AddressSpace>,
+        range: VirtRange,
+        flags: VmaFlags,
+        first_index: u64,
+    ) -> Self {
         Self {
             start: AtomicU64::new(range.start().as_u64()),
             end: AtomicU64::new(range.end().as_u64()),
             flags: AtomicU32::new(flags.bits()),
-            anon_vma: Link::new(anon_vma),
-            node: tree::Node::new(range.start()),
+            first_index: AtomicU64::new(first_index),
+            anon_vma: Link::new(None),
+            on_list: anon::Node::new(),
+            space,
+            node: tree::Node::new(),
         }
+    }
+
+    /// The address space it belongs to.
+    pub(crate) fn space(&self) -> Handle<AddressSpace> {
+        self.space
     }
 
     /// First address.
@@ -85,30 +112,22 @@ impl Vma {
 
     /// Linear index of the page at `addr`: what its pages keep in their records.
     pub(crate) fn linear_index(&self, addr: VirtAddr) -> u64 {
-        crate::vm_assert!(self.range().contains(addr));
-        addr.as_u64() >> PAGE_SHIFT
+        self.first_index.load_relaxed() + ((addr - self.start()) >> PAGE_SHIFT)
     }
 
     pub(crate) fn set_flags(&self, flags: VmaFlags) {
         self.flags.store_relaxed(flags.bits());
     }
 
-    /// Gives the area its identity unless another fault just did; returns whether `fresh` is it.
-    pub(crate) fn init_anon_vma(&self, fresh: Handle<AnonVma>) -> bool {
-        self.anon_vma.set_if_none(fresh)
-    }
-
-    pub(crate) fn set_anon_vma(&self, anon_vma: Option<Handle<AnonVma>>) {
-        self.anon_vma.set(anon_vma);
-    }
-
-    /// Whether an area with these properties that begins where this one ends could be part of it.
-    pub(crate) fn continues(&self, flags: VmaFlags, anon_vma: Option<Handle<AnonVma>>) -> bool {
-        let same_pages = match (self.anon_vma(), anon_vma) {
+    /// Whether `above`, which begins where this area ends, could be part of it: same properties, pages that go on
+    /// counting, and not two different identities.
+    pub(crate) fn continues_in(&self, above: &Self) -> bool {
+        let same_pages = match (self.anon_vma(), above.anon_vma()) {
             (Some(ours), Some(theirs)) => ours == theirs,
             _ => true,
         };
-        self.flags() == flags && same_pages
+        let goes_on = self.linear_index(self.end()) == above.first_index.load_relaxed();
+        self.end() == above.start() && self.flags() == above.flags() && goes_on && same_pages
     }
 }
 

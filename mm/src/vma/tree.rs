@@ -1,20 +1,24 @@
-//! The areas of one address space, by address: a treap that knows the largest hole in each subtree.
+//! The areas of one address space, by address: a balanced (AVL) tree that knows the largest hole in each subtree.
 //!
 //! ```text
-//!              key: start     heap order: priority (a hash of the start: no random numbers, the same tree every time)
-//!            [40-50) gap 10
+//!            [40-50) gap 10 height 2
 //!           /              \            gap     = hole between the previous area's end and this one's start
 //!   [10-30) gap 10      [50-60) gap 0   max_gap = largest gap in the subtree
 //! ```
-//! Expected depth is logarithmic; recursion is as deep as the tree.
+//! A program chooses where its areas lie and in which order they come; the tree's height does not depend on that: it is
+//! at most 1.44 log2 of the number of areas, 23 for as many as there may be. So recursion is safe on a kernel stack.
+//!
+//! Below an area that grows down the gap leaves out [`STACK_GUARD_BYTES`]: nothing is placed there unless a program
+//! insists.
 //!
 //! Locks: the mmap lock, for writing to change anything.
 
 use super::Vma;
 use crate::{
-    addr::{VirtAddr, VirtRange},
+    addr::{STACK_GUARD_BYTES, VirtAddr, VirtRange},
+    flags::VmaFlags,
     slab::{Handle, Link},
-    sync::AtomicU64,
+    sync::{AtomicU32, AtomicU64},
 };
 
 type Subtree = Option<Handle<Vma>>;
@@ -24,21 +28,17 @@ type Subtree = Option<Handle<Vma>>;
 pub(super) struct Node {
     left: Link<Vma>,
     right: Link<Vma>,
-    priority: AtomicU64,
+    height: AtomicU32,
     gap: AtomicU64,
     max_gap: AtomicU64,
 }
 
 impl Node {
-    pub(super) fn new(start: VirtAddr) -> Self {
-        // Fibonacci hashing: neighbours get unrelated priorities.
-        let priority = (start.as_u64() >> 12)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_right(29);
+    pub(super) fn new() -> Self {
         Self {
             left: Link::new(None),
             right: Link::new(None),
-            priority: AtomicU64::new(priority.wrapping_mul(0xbf58_476d_1ce4_e5b9)),
+            height: AtomicU32::new(1),
             gap: AtomicU64::new(0),
             max_gap: AtomicU64::new(0),
         }
@@ -55,43 +55,108 @@ fn max_gap(subtree: Subtree) -> u64 {
     subtree.map_or(0, |vma| vma.node.max_gap.load_relaxed())
 }
 
+fn height(subtree: Subtree) -> u32 {
+    subtree.map_or(0, |vma| vma.node.height.load_relaxed())
+}
+
 /// Recomputes what `vma` says about its subtree from its children.
 fn update(vma: Handle<Vma>) -> Handle<Vma> {
     let node = &vma.node;
-    let below = max_gap(node.left.get()).max(max_gap(node.right.get()));
+    let (left, right) = (node.left.get(), node.right.get());
+    let below = max_gap(left).max(max_gap(right));
     node.max_gap.store_relaxed(node.gap.load_relaxed().max(below));
+    node.height.store_relaxed(height(left).max(height(right)) + 1);
     vma
 }
 
-/// Makes one tree of two, all of `left` before all of `right`.
-fn join(left: Subtree, right: Subtree) -> Subtree {
-    match (left, right) {
-        (None, other) | (other, None) => other,
-        (Some(left), Some(right))
-            if left.node.priority.load_relaxed() > right.node.priority.load_relaxed() =>
-        {
-            left.node.right.set(join(left.node.right.get(), Some(right)));
-            Some(update(left))
-        }
-        (left, Some(right)) => {
-            right.node.left.set(join(left, right.node.left.get()));
-            Some(update(right))
-        }
-    }
+/// Lets the left child take the place of `top`.
+fn rotate_right(top: Handle<Vma>) -> Handle<Vma> {
+    let Some(left) = top.node.left.get() else {
+        return top;
+    };
+    top.node.left.set(left.node.right.get());
+    left.node.right.set(Some(update(top)));
+    update(left)
 }
 
-/// Cuts a tree in two: areas that start before `at`, and the others.
-fn cut(subtree: Subtree, at: VirtAddr) -> (Subtree, Subtree) {
-    let Some(vma) = subtree else { return (None, None) };
-    if vma.start() < at {
-        let (left, right) = cut(vma.node.right.get(), at);
-        vma.node.right.set(left);
-        (Some(update(vma)), right)
-    } else {
-        let (left, right) = cut(vma.node.left.get(), at);
-        vma.node.left.set(right);
-        (left, Some(update(vma)))
+/// Lets the right child take the place of `top`.
+fn rotate_left(top: Handle<Vma>) -> Handle<Vma> {
+    let Some(right) = top.node.right.get() else {
+        return top;
+    };
+    top.node.right.set(right.node.left.get());
+    right.node.left.set(Some(update(top)));
+    update(right)
+}
+
+/// Brings a subtree whose children differ in height by at most two into balance; returns its new top.
+fn balance(top: Handle<Vma>) -> Handle<Vma> {
+    let (left, right) = (top.node.left.get(), top.node.right.get());
+    if height(left) > height(right) + 1 {
+        let inner = left.filter(|left| height(left.node.right.get()) > height(left.node.left.get()));
+        if let Some(left) = inner {
+            top.node.left.set(Some(rotate_left(left)));
+        }
+        return rotate_right(top);
     }
+    if height(right) > height(left) + 1 {
+        let inner = right.filter(|right| height(right.node.left.get()) > height(right.node.right.get()));
+        if let Some(right) = inner {
+            top.node.right.set(Some(rotate_right(right)));
+        }
+        return rotate_left(top);
+    }
+    update(top)
+}
+
+fn inserted(subtree: Subtree, vma: Handle<Vma>) -> Handle<Vma> {
+    let Some(top) = subtree else { return update(vma) };
+    let side = if vma.start() < top.start() {
+        &top.node.left
+    } else {
+        &top.node.right
+    };
+    side.set(Some(inserted(side.get(), vma)));
+    balance(top)
+}
+
+/// Takes the lowest area out of a subtree; returns it and what is left.
+fn without_first(top: Handle<Vma>) -> (Handle<Vma>, Subtree) {
+    let Some(left) = top.node.left.get() else {
+        return (top, top.node.right.get());
+    };
+    let (first, rest) = without_first(left);
+    top.node.left.set(rest);
+    (first, Some(balance(top)))
+}
+
+fn removed(subtree: Subtree, vma: Handle<Vma>) -> Subtree {
+    let top = subtree?;
+    if top != vma {
+        let side = if vma.start() < top.start() {
+            &top.node.left
+        } else {
+            &top.node.right
+        };
+        side.set(removed(side.get(), vma));
+        return Some(balance(top));
+    }
+    let (left, right) = (top.node.left.get(), top.node.right.get());
+    let Some(right) = right else { return left };
+    let (first, rest) = without_first(right);
+    first.node.left.set(left);
+    first.node.right.set(rest);
+    Some(balance(first))
+}
+
+/// Where what lies below an area has to end: its start, or the guard below a stack.
+fn guarded_start(vma: &Vma) -> u64 {
+    let guard = if vma.flags().contains(VmaFlags::GROWSDOWN) {
+        STACK_GUARD_BYTES
+    } else {
+        0
+    };
+    vma.start().as_u64().saturating_sub(guard)
 }
 
 impl Default for VmaTree {
@@ -168,21 +233,25 @@ impl VmaTree {
         VirtRange::new(start, end).unwrap_or(range)
     }
 
+    /// Whether nothing is in `range`, nor an area that grows down so close above it that it is its guard.
+    #[must_use]
+    pub fn is_free(&self, range: VirtRange) -> bool {
+        self.find(range.start())
+            .is_none_or(|above| guarded_start(&above) >= range.end().as_u64())
+    }
+
     /// Adds an area, which overlaps none.
     pub(crate) fn insert(&self, vma: Handle<Vma>) {
-        let (left, right) = cut(self.root.get(), vma.start());
-        self.root.set(join(join(left, Some(vma)), right));
+        vma.node.left.set(None);
+        vma.node.right.set(None);
+        self.root.set(Some(inserted(self.root.get(), vma)));
         self.refresh_gap(vma.start());
         self.refresh_gap(vma.end());
     }
 
     /// Takes an area out.
     pub(crate) fn remove(&self, vma: Handle<Vma>) {
-        let (left, rest) = cut(self.root.get(), vma.start());
-        let (_, right) = cut(rest, vma.start() + 1);
-        vma.node.left.set(None);
-        vma.node.right.set(None);
-        self.root.set(join(left, right));
+        self.root.set(removed(self.root.get(), vma));
         self.refresh_gap(vma.start());
     }
 
@@ -198,7 +267,9 @@ impl VmaTree {
     fn refresh_gap(&self, addr: VirtAddr) {
         let Some(vma) = self.find(addr) else { return };
         let below = self.before(vma.start()).map_or(0, |before| before.end().as_u64());
-        vma.node.gap.store_relaxed(vma.start().as_u64() - below);
+        vma.node
+            .gap
+            .store_relaxed(guarded_start(&vma).saturating_sub(below));
         self.update_path(self.root.get(), vma.start());
     }
 
@@ -215,13 +286,14 @@ impl VmaTree {
     /// Finds the highest hole of `len` bytes inside `limits` and returns its upper end.
     #[must_use]
     pub fn highest_hole(&self, len: u64, limits: VirtRange) -> Option<VirtAddr> {
-        // The hole above the last area has no area to carry its gap.
+        // The hole that reaches over the upper limit: above it may be no area to carry the gap.
         let above = self
-            .before(limits.end())
-            .map_or(limits.start(), |vma| vma.end())
-            .max(limits.start());
-        if limits.end().as_u64().saturating_sub(above.as_u64()) >= len {
-            return Some(limits.end());
+            .find(limits.end())
+            .map_or(limits.end().as_u64(), |vma| guarded_start(&vma));
+        let end = above.min(limits.end().as_u64());
+        let below = self.before(limits.end()).map_or(0, |vma| vma.end().as_u64());
+        if end >= below.max(limits.start().as_u64()).saturating_add(len) {
+            return Some(VirtAddr::new_truncate(end));
         }
         Self::highest_hole_in(self.root.get(), len, limits)
     }
@@ -232,10 +304,10 @@ impl VmaTree {
             if let Some(found) = Self::highest_hole_in(vma.node.right.get(), len, limits) {
                 return Some(found);
             }
-            let end = vma.start().as_u64();
-            let bottom = (end - vma.node.gap.load_relaxed()).max(limits.start().as_u64());
-            if end >= bottom + len {
-                return Some(vma.start());
+            let end = guarded_start(&vma).min(limits.end().as_u64());
+            let bottom = guarded_start(&vma) - vma.node.gap.load_relaxed();
+            if end >= bottom.max(limits.start().as_u64()).saturating_add(len) {
+                return Some(VirtAddr::new_truncate(end));
             }
         }
         Self::highest_hole_in(vma.node.left.get(), len, limits)

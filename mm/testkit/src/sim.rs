@@ -225,6 +225,25 @@ impl Process<'_> {
         on_cpu(self.cpu, f)
     }
 
+    /// Starts a child on `cpu` that shares all memory of this process (`fork`).
+    ///
+    /// # Errors
+    /// No memory for it; nothing is left of the child.
+    ///
+    /// # Panics
+    /// If the CPU runs a process already.
+    pub fn fork(&self, cpu: CpuId) -> Result<Self, mm::error::MapError> {
+        let space = on_cpu(self.cpu, || self.sim.fork_space(self))?;
+        let mut child = Self {
+            sim: self.sim,
+            space: Some(space),
+            cpu,
+            cpus: Vec::new(),
+        };
+        child.run_on(cpu);
+        Ok(child)
+    }
+
     /// Reads memory as the program would.
     ///
     /// # Errors

@@ -99,7 +99,6 @@ notices! {
     a_base_page_with_a_mapping_too_many: |sim, process| Damage::Mapcount(frame(process, sim, SMALL));
     a_compound_mapcount_too_high: |sim, process| Damage::CompoundMapcounts(frame(process, sim, 0), 1, 1);
     a_total_mapcount_too_high: |sim, process| Damage::CompoundMapcounts(frame(process, sim, 0), 0, 1);
-    double_map_without_ptes: |sim, process| Damage::DoubleMap(frame(process, sim, 0));
     double_map_without_pmds: |sim, process| Damage::DoubleMap(frame(process, sim, SPLIT));
     a_tail_of_another_head: |sim, process| {
         Damage::TailLink(frame(process, sim, 9), frame(process, sim, SPLIT))

@@ -2,7 +2,10 @@
 //! and what each huge page's counters must be. After every step the whole-memory checker runs, the translation caches
 //! are compared with the tables, and every page's contents with the model.
 
-use std::{cell::Cell, collections::BTreeMap};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use mm::{
     Advice, Counter, MapError, MapRequest, PAGE_BYTES, PMD_SIZE, Pfn, Place, Prot, SegvReason, USER_END,
@@ -159,6 +162,8 @@ struct Model {
     pages: BTreeMap<u64, ModelPage>,
     /// Huge pages by first frame: the span at which it is mapped, and its oracle.
     thps: BTreeMap<u32, (u64, Thp)>,
+    /// Spans that the huge zero page is mapped at.
+    zeros: BTreeSet<u64>,
     heap_end: u64,
     /// Events of huge pages that are gone.
     past_splits: u64,
@@ -170,6 +175,7 @@ impl Model {
         Self {
             pages: BTreeMap::new(),
             thps: BTreeMap::new(),
+            zeros: BTreeSet::new(),
             heap_end: HEAP,
             past_splits: 0,
             past_deferrals: 0,
@@ -191,6 +197,11 @@ impl Model {
 
     /// An operation that cuts areas at the ends of `range` splits the huge mappings that the cuts go through.
     fn cut(&mut self, range: &core::ops::Range<u64>) {
+        self.split_zeros(|start| {
+            [range.start, range.end]
+                .iter()
+                .any(|cut| start < *cut && *cut < start + HUGE)
+        });
         for (start, thp) in self.thps_in(range) {
             if [range.start, range.end]
                 .iter()
@@ -201,8 +212,18 @@ impl Model {
         }
     }
 
+    /// Mappings of the huge zero page for which `gone` holds are mapped by base pages from now on.
+    fn split_zeros(&mut self, gone: impl Fn(u64) -> bool) {
+        let before = self.zeros.len();
+        self.zeros.retain(|&start| !gone(start));
+        self.past_splits += (before - self.zeros.len()) as u64;
+    }
+
     /// The pages of `range` lose what they hold, in one operation.
     fn zap(&mut self, range: &core::ops::Range<u64>) {
+        self.zeros
+            .retain(|&start| start < range.start || range.end < start + HUGE);
+        self.split_zeros(|start| start < range.end && range.start < start + HUGE);
         for (start, thp) in self.thps_in(range) {
             let first = range.start.max(start) - start;
             let nr = range.end.min(start + HUGE) - start - first;
@@ -391,6 +412,8 @@ impl<'s> Player<'s> {
         assert_eq!(self.process.write_byte(addr(page), byte), expected);
         if expected.is_ok() {
             self.model.pages.entry(page).and_modify(|page| page.byte = byte);
+            // A write gives the page a frame of its own; the rest of the span goes on reading zeroes.
+            self.model.split_zeros(|start| start == page - page % HUGE);
             self.meet(page);
         }
     }
@@ -419,11 +442,14 @@ impl<'s> Player<'s> {
             panic!("page {page} was just used")
         };
         let head = u32::try_from(leaf.pfn).expect("a frame number");
-        if leaf.size == PMD_SIZE {
+        let start = (leaf.start - home()) / 4096;
+        if leaf.size == PMD_SIZE && !self.sim.pages().page(Pfn::new(head)).is_anon() {
+            self.model.zeros.insert(start);
+        } else if leaf.size == PMD_SIZE {
             self.model
                 .thps
                 .entry(head)
-                .or_insert_with(|| ((leaf.start - home()) / 4096, Thp::map_new(ME)));
+                .or_insert_with(|| (start, Thp::map_new(ME)));
         }
     }
 
@@ -432,6 +458,7 @@ impl<'s> Player<'s> {
         self.model
             .thps_in(&(page..page + 1))
             .for_each(|(_, thp)| thp.split_pmd(ME));
+        self.model.split_zeros(|start| start == page - page % HUGE);
     }
 
     fn brk(&mut self, end: u64) {
@@ -547,6 +574,8 @@ fn play(ops: &[(usize, Op)]) {
         let [a, b] = &players;
         sim.verify(&[&a.process, &b.process], &());
     }
+    sim.verify(&[], &());
+    sim.shrink_huge_zero_page();
     sim.verify(&[], &());
     assert_eq!(sim.nr_free_pages(), before);
 }

@@ -15,6 +15,10 @@
 //!
 //! Origin: Linux 53f9263baba6 (v4.5), 9a982250f773 (deferred split); differs as said in [`crate::page::mapcount`].
 
+pub(crate) mod walk;
+
+pub use walk::{MappedBy, Mapping};
+
 use crate::{
     counter::Counter,
     flags::PageFlags,
@@ -40,6 +44,33 @@ pub(crate) struct Run<'a> {
     pub(crate) nr: u32,
 }
 
+impl<'a> Run<'a> {
+    /// A run of one page.
+    pub(crate) fn of(page: Page<'a>) -> Self {
+        let head = page.head();
+        Self {
+            head,
+            first: page.pfn().since(head.pfn()),
+            nr: 1,
+        }
+    }
+
+    /// Whether `page`, mapped by the next entry, is the next subpage of the same folio. Empty entries in between do
+    /// not matter: what is batched is pages.
+    pub(crate) fn is_followed_by(&self, page: Page<'_>) -> bool {
+        let next = self.head.pfn().offset(self.first + self.nr);
+        page.pfn() == next && page.head() == self.head
+    }
+
+    /// The run with the next subpage.
+    pub(crate) fn grown(self) -> Self {
+        Self {
+            nr: self.nr + 1,
+            ..self
+        }
+    }
+}
+
 impl PartialEq for Page<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.pfn() == other.pfn()
@@ -55,6 +86,7 @@ impl<P: Platform> Memory<P> {
         let anon_vma = vma
             .anon_vma()
             .expect("invariant: the fault has prepared the anon_vma");
+        anon_vma.get(1);
         head.set_anon(anon_vma.to_bits(self.platform()), vma.linear_index(addr));
     }
 
@@ -102,6 +134,52 @@ impl<P: Platform> Memory<P> {
         if Mapcount::split_pmd(&folio) {
             self.add(Counter::NrAnonThps, -1);
         }
+    }
+
+    /// `fork` maps a huge page by one PMD more: from now on nobody may write without asking.
+    pub(crate) fn rmap_dup_pmd(&self, head: Page<'_>) {
+        let folio = head.lock_mapcount(self.platform());
+        head.clear_flags(PageFlags::EXCLUSIVE);
+        let fresh = Mapcount::map_pmd(&folio);
+        crate::vm_assert!(fresh == 0, "{head:?}: what is copied was mapped before");
+    }
+
+    /// `fork` maps a run of pages by PTEs once more.
+    pub(crate) fn rmap_dup_ptes(&self, run: Run<'_>) {
+        if run.head.compound_order() == Order::ZERO {
+            run.head.clear_flags(PageFlags::EXCLUSIVE);
+            run.head.map_small();
+            return;
+        }
+        let folio = run.head.lock_mapcount(self.platform());
+        folio.clear_exclusive(run.first, run.nr);
+        Mapcount::map_ptes(&folio, run.first, run.nr);
+    }
+
+    /// A migration entry became a PTE again; `exclusive`: the page was this process's alone and is so still.
+    pub(crate) fn rmap_restore(&self, page: Page<'_>, exclusive: bool) {
+        let run = Run::of(page);
+        let fresh = if run.head.compound_order() == Order::ZERO {
+            if exclusive {
+                page.set_flags(PageFlags::EXCLUSIVE);
+            }
+            u32::from(page.map_small())
+        } else {
+            let folio = run.head.lock_mapcount(self.platform());
+            Mapcount::map_ptes(&folio, run.first, run.nr)
+        };
+        self.add(Counter::NrAnonPages, i64::from(fresh));
+    }
+
+    /// PTEs that map `run` became migration entries. The folio is about to be split, so a part of it that nothing maps
+    /// is no case for the deferred queue.
+    pub(crate) fn rmap_remove_ptes_for_migration(&self, run: Run<'_>) {
+        if run.head.compound_order() == Order::ZERO {
+            return self.rmap_remove_ptes(run);
+        }
+        let folio = run.head.lock_mapcount(self.platform());
+        let gone = Mapcount::unmap_ptes(&folio, run.first, run.nr);
+        self.add(Counter::NrAnonPages, -i64::from(gone.pages));
     }
 
     /// Called under the mapcount lock.
