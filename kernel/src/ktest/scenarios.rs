@@ -10,6 +10,7 @@ use core::cell::RefCell;
 use mm::{
     Access, AddressSpace, Memory, MmRef, Platform, VirtAddr, VmFault,
     check::{Owners, Tally, Violation},
+    pin::UserBytes,
 };
 use mm_testkit::scenario::{self, Refused, Runner};
 
@@ -87,7 +88,14 @@ fn play(row: &str) {
 
 impl Machine {
     fn access(&self, addr: u64, access: Access, f: &mut dyn FnMut(&mut u8)) -> Result<(), Refused> {
-        let touch = &mut |bytes: &mut [u8]| f(&mut bytes[0]);
+        let touch = &mut |mut bytes: UserBytes<'_>| {
+            let mut byte = [0];
+            bytes.read(&mut byte);
+            f(&mut byte[0]);
+            if access == Access::Write {
+                bytes.write(&byte);
+            }
+        };
         match mm().with_user_page(&self.space, VirtAddr::new(addr), access, touch) {
             Ok(()) => Ok(()),
             Err(VmFault::NeedMemory(_)) => Err(Refused::NoMemory),
