@@ -119,8 +119,6 @@ enum LogLevel {
     Info,
     /// Also what helps to find a mistake.
     Debug,
-    /// Everything.
-    Trace,
 }
 
 /// Reads a memory size into MiB.

@@ -18,7 +18,7 @@ use crate::{
     platform::mm,
     random,
     task::{
-        process::{self, Limit, NR_LIMITS, Outcome, Pid},
+        process::{self, Limit, NR_LIMITS, Outcome, Pid, Process},
         sched, thread,
     },
     version,
@@ -175,6 +175,43 @@ fn read_limit(addr: UserAddr, index: usize) -> core::result::Result<Limit, Errno
     Ok(Limit { soft, hard })
 }
 
+/// What is limited here, or could not be: there are no files to write, no core dumps, no real-time tasks, nothing is
+/// locked, and resident sizes Linux does not limit either. The rest cannot be limited yet, so it is not pretended.
+const LIMITS_THAT_HOLD: [u32; 12] = [
+    abi::RLIMIT_NOFILE,
+    abi::RLIMIT_STACK,
+    abi::RLIMIT_FSIZE,
+    abi::RLIMIT_CORE,
+    abi::RLIMIT_RSS,
+    abi::RLIMIT_MEMLOCK,
+    abi::RLIMIT_LOCKS,
+    abi::RLIMIT_SIGPENDING,
+    abi::RLIMIT_MSGQUEUE,
+    abi::RLIMIT_NICE,
+    abi::RLIMIT_RTPRIO,
+    abi::RLIMIT_RTTIME,
+];
+
+/// Makes `limit` hold for `process` from now on.
+fn set_limit(process: &Process, index: usize, limit: Limit) -> core::result::Result<(), Errno> {
+    let mut limits = process.limits().lock();
+    let holds = LIMITS_THAT_HOLD.iter().any(|&known| known as usize == index);
+    if !holds && limit.soft != limits[index].soft {
+        return unsupported!(
+            Errno::EINVAL,
+            "setrlimit of resource {index} to {:#x}",
+            limit.soft
+        );
+    }
+    limits[index] = limit;
+    if index == abi::RLIMIT_STACK as usize
+        && let Some(space) = process.space()
+    {
+        space.set_stack_limit(limit.soft);
+    }
+    Ok(())
+}
+
 /// `getrlimit(resource, limit)`.
 pub(super) fn getrlimit(call: &Call<'_>) -> Result {
     let index = limit_index(call.uint(0))?;
@@ -187,7 +224,7 @@ pub(super) fn getrlimit(call: &Call<'_>) -> Result {
 pub(super) fn setrlimit(call: &Call<'_>) -> Result {
     let index = limit_index(call.uint(0))?;
     let limit = read_limit(UserAddr::new(call.raw(1))?, index)?;
-    call.process().limits().lock()[index] = limit;
+    set_limit(call.process(), index, limit)?;
     Ok(0)
 }
 
@@ -208,9 +245,10 @@ pub(super) fn prlimit64(call: &Call<'_>) -> Result {
             Some(other) => other,
             None => return Err(Errno::ESRCH),
         };
-        let mut limits = target.limits().lock();
-        let old = limits[index];
-        limits[index] = new.unwrap_or(old);
+        let old = target.limits().lock()[index];
+        if let Some(new) = new {
+            set_limit(target, index, new)?;
+        }
         old
     };
     if let Some(addr) = UserAddr::optional(call.raw(3))? {
