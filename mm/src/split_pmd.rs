@@ -18,7 +18,7 @@
 //! instead of 512 atomics.
 
 use crate::{
-    addr::{ENTRIES, HPAGE_PAGES, Pfn, VirtAddr},
+    addr::{ENTRIES, HPAGE_PAGES, PAGE_SHIFT, Pfn, VirtAddr},
     address_space::AddressSpace,
     counter::Counter,
     flags::{PageFlags, Prot},
@@ -69,17 +69,9 @@ impl<P: Platform> Memory<P> {
         // Each PTE will hold a reference; the PMD's own becomes the first of them.
         self.get_refs(head, HPAGE_PAGES - 1);
         let table = self.withdraw_table(pmds);
-        let ptes = self.table(table);
-        for i in 0..HPAGE_PAGES {
-            ptes.set_pte(
-                i as usize,
-                PteEntry::Present {
-                    pfn: pfn.offset(i),
-                    prot,
-                    marks,
-                },
-            );
-        }
+        // Neighbouring entries differ in their frame number alone.
+        let first = PteEntry::Present { pfn, prot, marks }.encode().0;
+        self.table(table).fill(|i| first + (i << PAGE_SHIFT));
         self.rmap_split_pmd(head);
         // Release: whoever finds the table finds it filled.
         pmds.set_pmd(slot.index, PmdEntry::Table(table));
@@ -95,8 +87,7 @@ impl<P: Platform> Memory<P> {
             prot: Prot::READ,
             marks: Marks::READ,
         };
-        let ptes = self.table(table);
-        (0..ENTRIES).for_each(|i| ptes.set_pte(i, zero));
+        self.table(table).fill(|_| zero.encode().0);
         pmds.set_pmd(slot.index, PmdEntry::Table(table));
         drop(pmds);
         self.put_refs(self.pages().page(huge), 1);

@@ -25,6 +25,13 @@ impl Table {
         self.entries[index].store_release(raw);
     }
 
+    /// Writes every entry of a table that no entry leads to yet: plain stores, published by the entry that will.
+    pub fn fill(&self, raw: impl Fn(u64) -> u64) {
+        for (entry, index) in self.entries.iter().zip(0..) {
+            entry.store_relaxed(raw(index));
+        }
+    }
+
     /// Replaces an entry; returns the old one with the marks the hardware had set by then.
     pub fn swap(&self, index: usize, raw: u64) -> u64 {
         self.entries[index].swap_acqrel(raw)

@@ -60,7 +60,8 @@ impl Page<'_> {
             if self.array.state()[i].load_relaxed() & !u64::from(PageFlags::EXCLUSIVE.bits()) != tail {
                 return Err(BadPage::TailState);
             }
-            if self.array.maps()[i].load_relaxed() != 0 || self.array.refs()[i].load_relaxed() != 0 {
+            let counts = [&self.array.maps()[i], &self.array.refs()[i]];
+            if cfg!(debug_assertions) && counts.iter().any(|count| count.load_relaxed() != 0) {
                 return Err(BadPage::StillMapped);
             }
             if self.array.mapping()[i].load_relaxed() != 0 {
