@@ -70,13 +70,19 @@ impl<P: Platform> Memory<P> {
         while addr < range.end() {
             let (folio, _) = self.get_user_page(space, addr, access)?;
             self.put(folio);
-            // A huge page needs one look, not 512.
-            addr = match self.leaf(space.tables(), addr) {
-                Some(Visit::Pmd(start, _)) => start + PMD_SIZE,
-                _ => addr + PAGE_BYTES,
-            };
+            addr = self.end_of_translation(space, addr);
         }
         Ok(())
+    }
+
+    /// Where the translation of `addr` ends: a huge page needs one look, not 512. What is unmapped meanwhile counts as a
+    /// base page.
+    fn end_of_translation(&self, space: &AddressSpace, addr: VirtAddr) -> VirtAddr {
+        let _mmap = space.lock().read(self.platform());
+        match self.leaf(space.tables(), addr) {
+            Some(Visit::Pmd(start, _)) => start + PMD_SIZE,
+            _ => addr + PAGE_BYTES,
+        }
     }
 
     /// Runs `f` on the bytes from `addr` to the end of its page.
