@@ -346,6 +346,13 @@ impl<P: Platform> Memory<P> {
         lower
     }
 
+    /// Height of the tree of areas: how many areas a lookup meets at most.
+    #[must_use]
+    pub fn area_tree_height(&self, space: &AddressSpace) -> u32 {
+        let _lock = space.lock.read(self.platform());
+        space.areas.height()
+    }
+
     /// Shows `visit` all areas in address order, under the mmap lock for reading.
     pub fn for_each_vma(
         &self,

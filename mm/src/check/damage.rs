@@ -47,6 +47,8 @@ pub enum Damage {
     Tables,
     /// The size of the space's areas is one page too large.
     TotalVm,
+    /// The tree of areas remembers a wrong height.
+    AreaTree,
     /// A block of one page is freed twice.
     FreeTwice,
     /// A used page loses its last reference and is not freed.
@@ -81,6 +83,7 @@ impl Damage {
             Self::Rss => Rule::Rss,
             Self::Tables => Rule::SpaceTables,
             Self::TotalVm => Rule::Areas,
+            Self::AreaTree => Rule::AreaTree,
             Self::FreeTwice => Rule::FreeListed,
             Self::Lose => Rule::Lost,
             Self::Unmerge => Rule::FreeMerged,
@@ -132,6 +135,7 @@ impl<P: Platform> Memory<P> {
             Damage::Rss => space.add_rss(1),
             Damage::Tables => space.tables().count(1),
             Damage::TotalVm => space.add_total_vm(1),
+            Damage::AreaTree => space.areas().misremember(),
             Damage::FreeTwice => self.free_twice(),
             Damage::Lose => {
                 let pfn = self

@@ -165,6 +165,8 @@ pub enum Rule {
     SpaceTables,
     /// Areas of a space: order, number, size.
     Areas,
+    /// The tree of a space's areas: balance, and what it remembers of heights and gaps.
+    AreaTree,
     /// Objects in the slabs.
     SlabObjects,
 }
@@ -684,6 +686,10 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             self.sums.anon_vmas += u64::from(!known);
         }
         self.sums.areas += nr;
+        space.areas().check().map_err(|vma| Violation {
+            addr: Some(vma.start()),
+            ..sum_violation(Rule::AreaTree, 0, 1)
+        })?;
         equal(Rule::Areas, nr, u64::from(space.nr_areas()))?;
         equal(Rule::Areas, pages, space.total_vm_pages())
     }

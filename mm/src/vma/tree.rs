@@ -21,6 +21,9 @@ use crate::{
     sync::{AtomicU32, AtomicU64},
 };
 
+/// More than any tree of [`MAX_AREAS`](crate::address_space::MAX_AREAS) areas is high.
+const MAX_HEIGHT: u32 = 32;
+
 type Subtree = Option<Handle<Vma>>;
 
 /// An area's place in the tree.
@@ -159,6 +162,21 @@ fn guarded_start(vma: &Vma) -> u64 {
     vma.start().as_u64().saturating_sub(guard)
 }
 
+/// Compares what an area remembers about its subtree with a recount; returns the height, or the area that is wrong. Goes
+/// no deeper than a tree of any number of areas may be.
+fn checked_height(subtree: Subtree, depth_left: u32) -> Result<u32, Handle<Vma>> {
+    let Some(vma) = subtree else { return Ok(0) };
+    let depth_left = depth_left.checked_sub(1).ok_or(vma)?;
+    let node = &vma.node;
+    let left = checked_height(node.left.get(), depth_left)?;
+    let right = checked_height(node.right.get(), depth_left)?;
+    let below = max_gap(node.left.get()).max(max_gap(node.right.get()));
+    let sound = left.abs_diff(right) <= 1
+        && height(subtree) == left.max(right) + 1
+        && max_gap(subtree) == below.max(node.gap.load_relaxed());
+    if sound { Ok(height(subtree)) } else { Err(vma) }
+}
+
 impl Default for VmaTree {
     fn default() -> Self {
         Self::new()
@@ -236,8 +254,45 @@ impl VmaTree {
     /// Whether nothing is in `range`, nor an area that grows down so close above it that it is its guard.
     #[must_use]
     pub fn is_free(&self, range: VirtRange) -> bool {
+        self.is_free_with_room(range, 0)
+    }
+
+    /// [`Self::is_free`], with `room` bytes above the range that no area may be in either.
+    #[must_use]
+    pub(crate) fn is_free_with_room(&self, range: VirtRange, room: u64) -> bool {
         self.find(range.start())
-            .is_none_or(|above| guarded_start(&above) >= range.end().as_u64())
+            .is_none_or(|above| guarded_start(&above) >= range.end().as_u64() + room)
+    }
+
+    /// Areas on the longest way down: what a lookup costs at most.
+    #[must_use]
+    pub fn height(&self) -> u32 {
+        height(self.root.get())
+    }
+
+    /// Recounts heights, balance and gaps (for the checker).
+    ///
+    /// # Errors
+    /// An area about which the tree remembers something that is not so.
+    pub(crate) fn check(&self) -> Result<(), Handle<Vma>> {
+        checked_height(self.root.get(), MAX_HEIGHT)?;
+        let mut end = VirtAddr::zero();
+        while let Some(vma) = self.find(end) {
+            let gap = guarded_start(&vma).saturating_sub(end.as_u64());
+            if vma.node.gap.load_relaxed() != gap {
+                return Err(vma);
+            }
+            end = vma.end();
+        }
+        Ok(())
+    }
+
+    /// Makes the tree remember a height that it does not have.
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn misremember(&self) {
+        if let Some(top) = self.root.get() {
+            top.node.height.store_relaxed(height(Some(top)) + 1);
+        }
     }
 
     /// Adds an area, which overlaps none.

@@ -123,6 +123,7 @@ notices! {
     a_wrong_rss: |_sim, _process| Damage::Rss;
     a_wrong_number_of_tables: |_sim, _process| Damage::Tables;
     a_wrong_size_of_areas: |_sim, _process| Damage::TotalVm;
+    a_tree_of_areas_with_a_wrong_height: |_sim, _process| Damage::AreaTree;
     a_page_freed_twice: |_sim, _process| Damage::FreeTwice;
     a_page_that_nobody_has: |_sim, _process| Damage::Lose;
     buddies_that_did_not_merge: |_sim, _process| Damage::Unmerge;
