@@ -230,7 +230,9 @@ impl<P: Platform> Memory<P> {
         if range.is_empty() {
             return Ok(());
         }
-        if !space.areas().is_free(range) || !space.has_room_for_areas(1) {
+        // Like Linux: a page stays free between the heap and what lies above it.
+        let is_free = space.areas().is_free_with_room(range, PAGE_BYTES);
+        if !is_free || !space.has_room_for_areas(1) {
             return Err(MapError::NoSpace);
         }
         let flags = VmaFlags::from_prot(Prot::READ | Prot::WRITE) | VmaFlags::PRIVATE_ANON;

@@ -238,6 +238,17 @@ impl Model {
         self.forget_free();
     }
 
+    /// The same, area by area: each is dealt with by itself, so what one page loses to two areas counts as two
+    /// operations.
+    fn zap_areas(&mut self, areas: &[core::ops::Range<u64>], range: &core::ops::Range<u64>) {
+        for area in areas {
+            let part = area.start.max(range.start)..area.end.min(range.end);
+            if part.start < part.end {
+                self.zap(&part);
+            }
+        }
+    }
+
     fn forget_free(&mut self) {
         let (splits, deferrals) = (&mut self.past_splits, &mut self.past_deferrals);
         self.thps.retain(|_, (_, thp)| {
@@ -328,6 +339,7 @@ impl<'s> Player<'s> {
             flags: VmaFlags::empty(),
         };
         let free = range.clone().all(|page| !self.model.pages.contains_key(&page));
+        let areas = self.areas();
         let result = self.sim.mmap(&self.process, request);
         match (place, free) {
             (Place::FixedNoReplace, false) => return assert_eq!(result, Err(MapError::Occupied)),
@@ -342,16 +354,17 @@ impl<'s> Player<'s> {
             _ => assert_eq!(result, Ok(VirtAddr::new(addr(range.start)))),
         }
         self.model.cut(range);
-        self.model.zap(range);
+        self.model.zap_areas(&areas, range);
         self.model
             .pages
             .extend(range.clone().map(|page| (page, ModelPage { prot, byte: 0 })));
     }
 
     fn unmap(&mut self, range: &core::ops::Range<u64>) {
+        let areas = self.areas();
         assert_eq!(self.sim.munmap(&self.process, virt(range)), Ok(()));
         self.model.cut(range);
-        self.model.zap(range);
+        self.model.zap_areas(&areas, range);
         range.clone().for_each(|page| _ = self.model.pages.remove(&page));
     }
 
@@ -377,17 +390,11 @@ impl<'s> Player<'s> {
         } else {
             Ok(())
         };
-        // Each area is dealt with by itself, so what one page loses to two areas counts as two operations.
         let areas = self.areas();
         assert_eq!(self.sim.madvise(&self.process, virt(range), advice), expected);
         match advice {
             Advice::DontNeed => {
-                for area in areas {
-                    let part = area.start.max(range.start)..area.end.min(range.end);
-                    if part.start < part.end {
-                        self.model.zap(&part);
-                    }
-                }
+                self.model.zap_areas(&areas, range);
                 self.model
                     .pages
                     .range_mut(range.clone())
@@ -463,9 +470,11 @@ impl<'s> Player<'s> {
 
     fn brk(&mut self, end: u64) {
         let old = self.model.heap_end;
+        let areas = self.areas();
         let moved = self.sim.brk(&self.process, VirtAddr::new(addr(end)));
         let grown = old..end.max(old);
-        let blocked = grown.clone().any(|page| self.model.pages.contains_key(&page));
+        // A page above the heap stays free.
+        let blocked = !grown.is_empty() && (old..=end).any(|page| self.model.pages.contains_key(&page));
         if blocked {
             return assert_eq!(moved, VirtAddr::new(addr(old)));
         }
@@ -473,7 +482,7 @@ impl<'s> Player<'s> {
         let given = end.min(old)..old;
         if !given.is_empty() {
             self.model.cut(&given);
-            self.model.zap(&given);
+            self.model.zap_areas(&areas, &given);
             given.for_each(|page| _ = self.model.pages.remove(&page));
         }
         let prot = Prot::READ | Prot::WRITE;
