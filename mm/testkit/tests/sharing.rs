@@ -159,6 +159,24 @@ fn t1_1_to_t1_7_three_processes_share_one_page() {
     reads_its_numbers(&b, &[7]);
 }
 
+/// T1.9: the mark outlives the last PTE while a PMD is left. That is no damage, and no partial unmap either.
+#[test]
+fn t1_9_double_map_stays_while_a_pmd_does() {
+    let sim = machine();
+    let all = u64::from(N);
+    let a = one_thp(&sim);
+    let head = frame(&sim, &a, 0);
+    let b = a.fork(cpu(1)).expect("memory is there");
+    split_pmd(&sim, &a);
+    unmap(&sim, &a, 0, HUGE);
+    sim.verify(&[&a, &b], &());
+    assert_eq!(row(&sim, head), (1, true, 0, 0, 1, 1, 1, 1, all, 1));
+    assert_eq!(sim.count(Counter::ThpDeferredSplitPage), 0);
+    unmap(&sim, &b, 0, HUGE);
+    sim.verify(&[&a, &b], &());
+    assert_eq!(sim.count(Counter::NrAnonPages), 0);
+}
+
 #[test]
 fn shared_huge_page_is_copied_one_base_page_at_a_time() {
     let sim = machine();

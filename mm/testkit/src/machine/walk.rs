@@ -124,6 +124,14 @@ impl SimMachine {
         }
     }
 
+    /// Writes an entry of a root, as the platform does in the half that is its own, and drops every CPU's translations.
+    pub fn set_root_entry(&self, root: Pfn, index: u64, entry: u64) {
+        self.slot(root, index).store(entry, Ordering::Release);
+        for number in (0..64).take(self.nr_cpus() as usize) {
+            self.load_cr3(CpuId::new(number));
+        }
+    }
+
     /// Walks for an access that needs `need`, setting accessed and dirty bits; `None` is a page fault.
     pub(super) fn walk_and_mark(&self, root: Pfn, addr: u64, need: u64) -> Option<Leaf> {
         loop {
