@@ -4,7 +4,7 @@
 //!   AddressSpace ── mmap lock (sleeping, reader-writer)
 //!      ├── areas: VmaTree          (W) changed under the lock for writing, (R) read under it
 //!      ├── tables: PageTables      the tree, its size, who may hold translations; see `pgtable` for its locks
-//!      └── totals: rss, total_vm   (A) atomics, changed next to what they count
+//!      └── totals: rss, sizes      (A) atomics, changed next to what they count
 //! ```
 //! Lifetime: [`MmRef`] is a user of the space (Linux `mm_users`); giving back the last one unmaps everything and frees
 //! the tables. Nothing else keeps a space alive yet.
@@ -28,6 +28,38 @@ pub const MIN_ADDR: u64 = 0x1_0000;
 /// How far a stack may grow unless told otherwise.
 pub const DEFAULT_STACK_LIMIT: u64 = 8 << 20;
 
+/// What an area is counted as besides the total, in `/proc/PID/status` and `statm`. Each is of one kind, or none.
+///
+/// Origin: Linux 30bdbb78009e (v4.6): a stack is a stack whatever its rights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmKind {
+    /// Instructions: executable, not writable.
+    Exec,
+    /// Stacks: grow down.
+    Stack,
+    /// Data: writable, and nobody else sees the changes.
+    Data,
+}
+
+impl VmKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Exec, Self::Stack, Self::Data];
+
+    /// What areas with these flags are counted as.
+    #[must_use]
+    pub const fn of(flags: VmaFlags) -> Option<Self> {
+        if flags.contains(VmaFlags::GROWSDOWN) {
+            return Some(Self::Stack);
+        }
+        let writable = flags.contains(VmaFlags::WRITE);
+        match flags.contains(VmaFlags::SHARED) {
+            false if writable => Some(Self::Data),
+            _ if flags.contains(VmaFlags::EXEC) && !writable => Some(Self::Exec),
+            _ => None,
+        }
+    }
+}
+
 /// An address space. See the module's head.
 #[derive(Debug)]
 pub struct AddressSpace {
@@ -38,8 +70,13 @@ pub struct AddressSpace {
     areas: VmaTree,
     nr_areas: AtomicU32,
     total_vm: AtomicU64,
+    exec_vm: AtomicU64,
+    stack_vm: AtomicU64,
+    data_vm: AtomicU64,
     rss_anon: AtomicU64,
     users: AtomicU32,
+    code_start: AtomicU64,
+    code_end: AtomicU64,
     brk_start: AtomicU64,
     brk_end: AtomicU64,
     mmap_top: AtomicU64,
@@ -74,8 +111,13 @@ impl AddressSpace {
             areas: VmaTree::new(),
             nr_areas: AtomicU32::new(0),
             total_vm: AtomicU64::new(0),
+            exec_vm: AtomicU64::new(0),
+            stack_vm: AtomicU64::new(0),
+            data_vm: AtomicU64::new(0),
             rss_anon: AtomicU64::new(0),
             users: AtomicU32::new(1),
+            code_start: AtomicU64::new(0),
+            code_end: AtomicU64::new(0),
             brk_start: AtomicU64::new(0),
             brk_end: AtomicU64::new(0),
             mmap_top: AtomicU64::new(USER_END),
@@ -139,6 +181,35 @@ impl AddressSpace {
         self.total_vm.load_relaxed()
     }
 
+    /// Base pages that areas of this kind span.
+    #[must_use]
+    pub fn vm_pages(&self, kind: VmKind) -> u64 {
+        self.vm_total(kind).load_relaxed()
+    }
+
+    fn vm_total(&self, kind: VmKind) -> &AtomicU64 {
+        match kind {
+            VmKind::Exec => &self.exec_vm,
+            VmKind::Stack => &self.stack_vm,
+            VmKind::Data => &self.data_vm,
+        }
+    }
+
+    /// Where the program's instructions are, in bytes as the program file says it; empty until set.
+    #[must_use]
+    pub fn code_bounds(&self) -> (VirtAddr, VirtAddr) {
+        (
+            VirtAddr::new_truncate(self.code_start.load_relaxed()),
+            VirtAddr::new_truncate(self.code_end.load_relaxed()),
+        )
+    }
+
+    /// Says where the program's instructions are: from `start` up to, not including, `end`.
+    pub fn set_code_bounds(&self, start: VirtAddr, end: VirtAddr) {
+        self.code_start.store_relaxed(start.as_u64());
+        self.code_end.store_relaxed(end.as_u64());
+    }
+
     /// Bytes in page tables of all levels, deposited ones included.
     #[must_use]
     pub fn pgtable_bytes(&self) -> u64 {
@@ -198,6 +269,8 @@ impl AddressSpace {
     /// Takes over what `fork` copies besides areas and pages.
     pub(crate) fn inherit(&self, parent: &Self) {
         let pairs = [
+            (&self.code_start, &parent.code_start),
+            (&self.code_end, &parent.code_end),
             (&self.brk_start, &parent.brk_start),
             (&self.brk_end, &parent.brk_end),
             (&self.mmap_top, &parent.mmap_top),
@@ -212,8 +285,12 @@ impl AddressSpace {
         add(&self.rss_anon, pages);
     }
 
-    pub(crate) fn add_total_vm(&self, pages: i64) {
+    /// Counts `pages` more, or fewer, that areas with these flags span.
+    pub(crate) fn add_vm(&self, flags: VmaFlags, pages: i64) {
         add(&self.total_vm, pages);
+        if let Some(kind) = VmKind::of(flags) {
+            add(self.vm_total(kind), pages);
+        }
     }
 
     /// Whether `more` areas are still allowed.
@@ -275,11 +352,11 @@ impl<P: Platform> Memory<P> {
 
     /// Adds an area record and puts it into the tree. The mmap lock is held for writing.
     pub(crate) fn insert_area(&self, space: &AddressSpace, vma: Vma) -> Result<Handle<Vma>, AllocError> {
-        let pages = vma.range().nr_pages();
+        let (flags, pages) = (vma.flags(), vma.range().nr_pages());
         let vma = self.alloc_object(vma)?;
         space.areas.insert(vma);
         space.nr_areas.fetch_add_relaxed(1);
-        space.add_total_vm(pages.cast_signed());
+        space.add_vm(flags, pages.cast_signed());
         Ok(vma)
     }
 
@@ -288,7 +365,7 @@ impl<P: Platform> Memory<P> {
     pub(crate) fn remove_area(&self, space: &AddressSpace, vma: Handle<Vma>) {
         space.areas.remove(vma);
         space.nr_areas.fetch_sub_acqrel(1);
-        space.add_total_vm(-vma.range().nr_pages().cast_signed());
+        space.add_vm(vma.flags(), -vma.range().nr_pages().cast_signed());
         self.leave_anon_vma(vma);
         // SAFETY: the tree and the anon_vma's list were the only places that led to it, and no
         // reader is in them: both locks were ours for writing.
@@ -297,8 +374,17 @@ impl<P: Platform> Memory<P> {
 
     /// Moves the ends of an area.
     pub(crate) fn resize_area(&self, space: &AddressSpace, vma: Handle<Vma>, range: VirtRange) {
-        space.add_total_vm(range.nr_pages().cast_signed() - vma.range().nr_pages().cast_signed());
+        let grown = range.nr_pages().cast_signed() - vma.range().nr_pages().cast_signed();
+        space.add_vm(vma.flags(), grown);
         self.move_ends(space, vma, range);
+    }
+
+    /// Gives an area other properties. The mmap lock is held for writing; entries are the caller's business.
+    pub(crate) fn set_area_flags(&self, space: &AddressSpace, vma: Handle<Vma>, flags: VmaFlags) {
+        let pages = vma.range().nr_pages().cast_signed();
+        space.add_vm(vma.flags(), -pages);
+        vma.set_flags(flags);
+        space.add_vm(flags, pages);
     }
 
     /// Makes two areas of one, cut at `at`; returns the upper. Page tables are not touched: the caller has split what

@@ -6,7 +6,7 @@
 //! # The floors
 //! A file may use its own floor where that is said, and any floor below; never one above.
 //! ```text
-//! F9 report     kpageflags kpagecount pagemap · check            accepts any page, takes no sleeping lock of its own
+//! F9 report     kpageflags kpagecount pagemap smaps · check            accepts any page, takes no sleeping lock of its own
 //! F8 policy     deferred_split
 //! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · zap · protect · pin · split_pmd · split_folio
 //! F6 relations  rmap
@@ -61,7 +61,7 @@ pub use addr::{
     ENTRIES, HPAGE_PAGES, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, PfnRange, PhysAddr, USER_END,
     VirtAddr, VirtRange,
 };
-pub use address_space::{AddressSpace, MmRef};
+pub use address_space::{AddressSpace, MmRef, VmKind};
 pub use counter::Counter;
 pub use error::{AllocError, Errno, MapError, SegvReason, VmFault};
 pub use fault::{Access, FaultInfo};

@@ -282,7 +282,7 @@ impl<P: Platform> Memory<P> {
         let _mmap = space.lock().write(self.platform());
         self.isolate_range(space, range)?;
         for vma in space.areas().overlapping(range) {
-            vma.set_flags((vma.flags() | set) & !clear);
+            self.set_area_flags(space, vma, (vma.flags() | set) & !clear);
         }
         self.merge_range(space, range);
         covered(space, range)

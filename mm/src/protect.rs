@@ -40,7 +40,8 @@ impl<P: Platform> Memory<P> {
                 break;
             }
             reached = vma.end();
-            vma.set_flags((vma.flags() & !VmaFlags::ACCESS) | VmaFlags::from_prot(prot));
+            let flags = (vma.flags() & !VmaFlags::ACCESS) | VmaFlags::from_prot(prot);
+            self.set_area_flags(space, vma, flags);
             self.protect_pages(space, vma, &mut gather);
         }
         gather.finish();

@@ -134,7 +134,7 @@ impl<P: Platform> Memory<P> {
             Damage::MakeWritable(addr) => self.make_writable(space, addr),
             Damage::Rss => space.add_rss(1),
             Damage::Tables => space.tables().count(1),
-            Damage::TotalVm => space.add_total_vm(1),
+            Damage::TotalVm => space.add_vm(crate::flags::VmaFlags::empty(), 1),
             Damage::AreaTree => space.areas().misremember(),
             Damage::FreeTwice => self.free_twice(),
             Damage::Lose => {

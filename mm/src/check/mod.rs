@@ -38,7 +38,7 @@ pub use damage::Damage;
 
 use crate::{
     addr::{ENTRIES, Pfn, VirtAddr, VirtRange, to_usize},
-    address_space::AddressSpace,
+    address_space::{AddressSpace, VmKind},
     buddy::Magazine,
     counter::Counter,
     flags::{PageFlags, Prot},
@@ -669,8 +669,13 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
     /// Compares the areas with the space's totals, and counts each anon_vma when its first area is met.
     fn areas(&mut self, space: &AddressSpace, earlier: &[&AddressSpace]) -> Result<(), Violation> {
         let (mut nr, mut pages, mut end) = (0u64, 0u64, 0u64);
+        let mut kinds = VmKind::ALL.map(|kind| (kind, 0u64));
         for vma in all_areas(space) {
             nr += 1;
+            let own = kinds
+                .iter_mut()
+                .filter(|(kind, _)| VmKind::of(vma.flags()) == Some(*kind));
+            own.for_each(|(_, pages)| *pages += vma.range().nr_pages());
             pages += vma.range().nr_pages();
             let start = vma.start().as_u64();
             ensure(start >= end && vma.end() > vma.start(), || {
@@ -691,6 +696,9 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             ..sum_violation(Rule::AreaTree, 0, 1)
         })?;
         equal(Rule::Areas, nr, u64::from(space.nr_areas()))?;
+        for (kind, pages) in kinds {
+            equal(Rule::Areas, pages, space.vm_pages(kind))?;
+        }
         equal(Rule::Areas, pages, space.total_vm_pages())
     }
 

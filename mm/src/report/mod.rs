@@ -6,10 +6,12 @@
 mod dump;
 mod kpage;
 mod pagemap;
+mod smaps;
 
 pub use dump::dump_page;
 pub use kpage::{kpagecount, kpageflags};
 pub use pagemap::{leaf, pagemap};
+pub use smaps::{Residency, Share, Split, smaps};
 
 use crate::{memory::Memory, order::Order, platform::Platform};
 
