@@ -195,7 +195,7 @@ impl AddressSpace {
         }
     }
 
-    /// Where the program's instructions are, in bytes as the program file says it; empty until set.
+    /// Where the program's instructions are, in whole pages; empty until set.
     #[must_use]
     pub fn code_bounds(&self) -> (VirtAddr, VirtAddr) {
         (

@@ -12,7 +12,7 @@
 //! F6 relations  rmap
 //! F5 spaces     address_space · vma
 //! F4 tables     pgtable: entry, table, cursor, gather
-//! F3 frames     memory · buddy · slab · folio (lock, lru, put, deferred queue) · anon_vma
+//! F3 frames     memory · settings · buddy · slab · folio (lock, lru, put, deferred queue) · anon_vma
 //! F2 metadata   page: columns, state, refs, compound, mapcount
 //! F1 contract   platform · table · sync · trace · counter · assert
 //! F0 units      addr · order · flags · error
@@ -46,6 +46,7 @@ pub mod platform;
 pub mod protect;
 pub mod report;
 pub mod rmap;
+pub mod settings;
 pub mod slab;
 pub mod split_folio;
 pub mod split_pmd;
@@ -70,4 +71,5 @@ pub use mapping::{Advice, MapRequest, Place};
 pub use memory::Memory;
 pub use order::{Order, PMD_ORDER};
 pub use platform::{CpuId, CpuMask, MAX_CPUS, Nanos, Platform, Stride, WaitKey};
+pub use settings::{ThpMode, ZeroReads};
 pub use vma::VmaInfo;

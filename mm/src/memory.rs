@@ -20,6 +20,7 @@ use crate::{
     folio::{DeferredQueue, LruLists},
     page::{PageArray, PageState, compound::BadPage},
     platform::Platform,
+    settings::Settings,
     slab::Caches,
     sync::{AtomicU32, AtomicU64, SpinLock},
 };
@@ -117,6 +118,7 @@ pub struct Memory<P: Platform> {
     nodes: [Node; MAX_NODES],
     caches: Caches,
     zero: ZeroPages,
+    settings: Settings,
     drain: SpinLock<()>,
     bad_pages: AtomicU64,
     /// Allocations until one fails; 0: none will. See [`Memory::inject_alloc_failure`].
@@ -182,6 +184,7 @@ impl<P: Platform> Memory<P> {
             nodes: [node],
             caches: Caches::new(),
             zero: ZeroPages::new(zero_page),
+            settings: Settings::new(),
             drain: SpinLock::new(()),
             bad_pages: AtomicU64::new(0),
             #[cfg(feature = "fault-injection")]
@@ -277,6 +280,10 @@ impl<P: Platform> Memory<P> {
             .fold(0u64, |sum, cpu| sum.wrapping_add(cpu.counters().get(counter)));
         // While others run, a sum may miss the positive half of a pair.
         if sum > u64::MAX / 2 { 0 } else { sum }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     pub(crate) fn zero_pages(&self) -> &ZeroPages {

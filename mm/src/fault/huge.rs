@@ -9,12 +9,13 @@ use crate::{
     address_space::AddressSpace,
     counter::Counter,
     error::{AllocError, VmFault},
-    flags::{AllocFlags, Prot, VmaFlags},
+    flags::{AllocFlags, Prot},
     folio::Folio,
     memory::Memory,
     order::PMD_ORDER,
     pgtable::{PmdEntry, PmdSlot, PtLock, RawPmd, cursor::Level, entry::Marks},
     platform::Platform,
+    settings::ThpMode,
     slab::Handle,
     vma::Vma,
 };
@@ -27,9 +28,9 @@ pub(super) enum Outcome {
     Fallback,
 }
 
-/// Whether the span of a PMD may be one huge page of `vma`: all of it inside the area, and the area not opted out.
-pub(super) fn eligible(vma: Handle<Vma>, span: VirtRange) -> bool {
-    vma.range().covers(span) && !vma.flags().contains(VmaFlags::NOHUGEPAGE)
+/// Whether the span of a PMD may be one huge page of `vma`: all of it inside the area, and huge pages allowed there.
+pub(super) fn eligible(mode: ThpMode, vma: Handle<Vma>, span: VirtRange) -> bool {
+    vma.range().covers(span) && mode.allows(vma.flags())
 }
 
 impl<P: Platform> Memory<P> {

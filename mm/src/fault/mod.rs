@@ -32,6 +32,7 @@ use crate::{
     page::Page,
     pgtable::{PmdEntry, PteEntry, Visit},
     platform::{Platform, WaitKey},
+    settings::ZeroReads,
     slab::Handle,
     vma::Vma,
 };
@@ -106,10 +107,12 @@ impl<P: Platform> Memory<P> {
         self.prepare_anon_vma(vma)?;
         let slot = self.pmd_slot_alloc(space.tables(), fault.addr)?;
         match self.table(slot.table).pmd(slot.index) {
-            PmdEntry::None if huge::eligible(vma, slot.span) => {
+            PmdEntry::None if huge::eligible(self.thp_mode(), vma, slot.span) => {
                 let attempt = match fault.access {
-                    Access::Write => self.fault_new_huge(space, vma, slot, fault)?,
-                    Access::Read | Access::Exec => self.fault_zero_huge(space, slot)?,
+                    Access::Read | Access::Exec if self.zero_reads() == ZeroReads::ZeroPage => {
+                        self.fault_zero_huge(space, slot)?
+                    }
+                    _ => self.fault_new_huge(space, vma, slot, fault)?,
                 };
                 match attempt {
                     huge::Outcome::Resolved(outcome) => Ok(outcome),

@@ -1,8 +1,8 @@
-//! What the reports about address spaces say: smaps and the sizes by kind. Expected values are those of the
+//! What the reports about address spaces say, smaps and the sizes by kind, and what the settings change. Expected values are those of the
 //! specification, in the kB that `/proc` prints.
 
 use mm::{
-    MapRequest, Place, Prot, VirtAddr, VirtRange, VmKind, VmaFlags,
+    Counter, MapRequest, Place, Prot, ThpMode, VirtAddr, VirtRange, VmKind, VmaFlags, VmaInfo, ZeroReads,
     platform::CpuId,
     report::{Residency, smaps},
 };
@@ -204,4 +204,61 @@ fn t14_5_mprotect_moves_pages_from_data_to_exec() {
     a.run(|| sim.mprotect(&a, part, RW)).expect("mapped");
     assert_eq!(sizes(&a), [64, 0, 0, 64]);
     sim.verify(&[&a, &child], &());
+}
+
+#[test]
+fn the_thp_mode_decides_which_faults_get_huge_pages() {
+    let advised = VmaFlags::HUGEPAGE;
+    let declined = VmaFlags::NOHUGEPAGE;
+    for (mode, flags, huge) in [
+        (ThpMode::Always, VmaFlags::empty(), 1),
+        (ThpMode::Always, declined, 0),
+        (ThpMode::Madvise, VmaFlags::empty(), 0),
+        (ThpMode::Madvise, advised, 1),
+        (ThpMode::Never, VmaFlags::empty(), 0),
+        (ThpMode::Never, advised, 0),
+    ] {
+        let sim = machine();
+        sim.set_thp_mode(mode);
+        assert_eq!(sim.thp_mode(), mode);
+        let a = start(&sim);
+        let range = map(&sim, &a, WHOLE, RW, flags);
+        a.write_byte(HOME, 1).expect("writable");
+        assert_eq!(sim.count(Counter::NrAnonThps), huge, "{mode:?} {flags:?}");
+        let flags = sim.vma_at(&a, range.start()).expect("mapped").flags;
+        let vma = VmaInfo { range, flags };
+        assert_eq!(sim.thp_eligible(vma), huge == 1, "{mode:?} {flags:?}");
+        sim.verify(&[&a], &());
+    }
+}
+
+#[test]
+fn an_area_without_a_whole_span_is_not_eligible() {
+    let sim = machine();
+    let flags = VmaFlags::READ | VmaFlags::WRITE;
+    let eligible = |start, pages| {
+        let range = VirtRange::user(start, pages * PAGE).expect("user memory");
+        sim.thp_eligible(VmaInfo { range, flags })
+    };
+    assert!(eligible(HOME, HUGE));
+    assert!(!eligible(HOME, HUGE - 1));
+    assert!(!eligible(HOME + PAGE, 2 * HUGE - 2));
+    assert!(eligible(HOME + PAGE, 2 * HUGE - 1));
+}
+
+#[test]
+fn without_the_huge_zero_page_a_read_gets_a_page_of_its_own() {
+    let sim = machine();
+    sim.set_zero_reads(ZeroReads::OwnPage);
+    let a = start(&sim);
+    map(&sim, &a, WHOLE, RW, VmaFlags::empty());
+    assert_eq!(a.read_byte(HOME), Ok(0));
+    let counts = |counter| sim.count(counter);
+    assert_eq!(
+        (counts(Counter::ThpFaultAlloc), counts(Counter::ThpZeroPageAlloc)),
+        (1, 0)
+    );
+    a.write_byte(HOME + 5 * PAGE, 1).expect("writable");
+    assert_eq!(counts(Counter::ThpSplitPmd), 0, "it is written in place");
+    sim.verify(&[&a], &());
 }
