@@ -30,5 +30,6 @@ pub mod platform;
 pub mod random;
 pub mod syscall;
 pub mod task;
+pub mod thp;
 pub mod version;
 pub mod vfs;

@@ -81,6 +81,7 @@ pub fn load_file(file: &[u8], path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Res
         map_segment(&space, segment, file)?;
     }
     map_stack(&space, &image, &stack)?;
+    set_code_bounds(&space, &image);
     space.set_brk_base(image.brk);
     space.set_stack_limit(STACK_LIMIT);
     space.set_mmap_top(VirtAddr::new(InitialStack::TOP - STACK_RESERVE));
@@ -95,6 +96,23 @@ pub fn load_file(file: &[u8], path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Res
             .collect::<Vec<_>>()
             .into(),
     })
+}
+
+/// Tells the space where the instructions are: what `/proc/PID/status` calls VmExe.
+fn set_code_bounds(space: &Space, image: &Image) {
+    let code = || {
+        image
+            .segments
+            .iter()
+            .filter(|segment| segment.prot.contains(Prot::EXEC))
+    };
+    let (first, last) = (
+        code().map(|segment| segment.pages.start()).min(),
+        code().map(|segment| segment.pages.end()).max(),
+    );
+    if let (Some(start), Some(end)) = (first, last) {
+        space.set_code_bounds(start, end);
+    }
 }
 
 /// The bytes of the program file at `path`.

@@ -257,6 +257,12 @@ impl Process {
         self.umask.swap(mask & 0o777, Ordering::AcqRel)
     }
 
+    /// The rights that new files lack.
+    #[must_use]
+    pub fn umask(&self) -> u32 {
+        self.umask.load(Ordering::Acquire)
+    }
+
     /// Its signals.
     #[must_use]
     pub fn signals(&self) -> &Mutex<Signals> {

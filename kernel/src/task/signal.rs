@@ -190,7 +190,7 @@ impl Action {
     /// `SIG_DFL`.
     const DEFAULT: u64 = 0;
     /// `SIG_IGN`.
-    const IGNORE: u64 = 1;
+    pub const IGNORE: u64 = 1;
 }
 
 /// The alternate stack, as `sigaltstack` takes and tells it.

@@ -11,6 +11,7 @@ use spin::Mutex;
 
 use super::{
     dev::Device,
+    knob::Knob,
     proc::{self, Content, TextFile, WordFile},
     root,
     tree::{Kind, LastLink, NodeId, Place, Viewer},
@@ -39,6 +40,11 @@ enum Object {
     Words {
         place: Place,
         file: WordFile,
+    },
+    Knob {
+        node: NodeId,
+        knob: Knob,
+        text: Mutex<Option<Box<[u8]>>>,
     },
 }
 
@@ -146,6 +152,14 @@ pub fn open(start: Place, path: &[u8], flags: u32, viewer: &dyn Viewer) -> Resul
             open_proc(place, *file)?
         }
         Kind::Proc(file) => open_proc(place, *file)?,
+        Kind::Knob(knob) => {
+            knob.check_open(flags & abi::O_ACCMODE)?;
+            Object::Knob {
+                node: place.node,
+                knob: *knob,
+                text: Mutex::new(None),
+            }
+        }
     };
     Ok(File::new(object, flags))
 }
@@ -345,14 +359,17 @@ impl File {
                 Ok(buffer.len())
             }
             Object::Words { place, file } => file.read(place.process, offset, buffer),
-            Object::Text { place, file, text } => read_text(place.process, *file, text, offset, buffer),
+            Object::Text { place, file, text } => {
+                read_text(text, offset, buffer, || file.text(place.process))
+            }
+            Object::Knob { knob, text, .. } => read_text(text, offset, buffer, || knob.show()),
         }
     }
 
-    /// Writes (only streams and devices take any bytes). Returns how many.
+    /// Writes (only streams, devices and knobs take any bytes). Returns how many.
     ///
     /// # Errors
-    /// Linux's: `ENOSPC` of `/dev/full`, `EIO` of files in `/proc`.
+    /// Linux's: `ENOSPC` of `/dev/full`, `EIO` of files in `/proc`, those of [`Knob::store`].
     pub fn write(&self, bytes: &[u8]) -> Result<usize, Errno> {
         match &self.object {
             Object::Stream(stream) => tty::write(*stream, bytes),
@@ -360,6 +377,7 @@ impl File {
                 device: Device::Full, ..
             } => return Err(Errno::ENOSPC),
             Object::Device { .. } => {}
+            Object::Knob { knob, .. } => return knob.store(bytes),
             Object::Text { .. } | Object::Words { .. } => return Err(Errno::EIO),
             // Neither can be opened for writing.
             Object::Regular { .. } | Object::Directory(_) => return Err(Errno::EBADF),
@@ -431,7 +449,9 @@ impl File {
     #[must_use]
     pub fn stat(&self) -> Stat {
         match &self.object {
-            Object::Regular { node, .. } | Object::Device { node, .. } => stat(Place::of(*node)),
+            Object::Regular { node, .. } | Object::Device { node, .. } | Object::Knob { node, .. } => {
+                stat(Place::of(*node))
+            }
             Object::Directory(place) | Object::Text { place, .. } | Object::Words { place, .. } => {
                 stat(*place)
             }
@@ -518,16 +538,15 @@ fn kind_byte(mode: u32) -> u8 {
 
 /// Text is made when it is read from the beginning, and stays the same until the end.
 fn read_text(
-    process: Option<Pid>,
-    file: TextFile,
     text: &Mutex<Option<Box<[u8]>>>,
     offset: u64,
     buffer: &mut [u8],
+    make: impl FnOnce() -> Result<Box<[u8]>, Errno>,
 ) -> Result<usize, Errno> {
     let kept = if offset == 0 { None } else { text.lock().take() };
     let bytes = match kept {
         Some(bytes) => bytes,
-        None => file.text(process)?,
+        None => make()?,
     };
     let count = copy_from(&bytes, offset, buffer);
     *text.lock() = Some(bytes);

@@ -13,6 +13,7 @@
 //! | [`mod@file`] | open files and what can be done with them |
 //! | [`fd`] | the table of descriptors |
 //! | [`dev`], [`tty`] | devices; the terminal's line discipline |
+//! | [`knob`] | files that show and change how the kernel works, in `/sys`, `/proc/sys` and debugfs |
 //! | [`proc`] | `/proc`: formats only, the data come from `mm::report` and the process table |
 //!
 //! The root cannot be written. Opening for writing gives `EROFS`, as on a Linux whose root is mounted read-only.
@@ -24,6 +25,7 @@ pub mod dev;
 pub mod fd;
 pub mod file;
 pub mod initramfs;
+pub mod knob;
 pub mod proc;
 pub mod tree;
 pub mod tty;
@@ -43,14 +45,16 @@ pub fn root() -> &'static Tree {
     ROOT.call_once(Tree::new)
 }
 
-/// Builds the file tree from the archives of the initramfs, then puts `/dev` and `/proc` into it.
+/// Builds the file tree from the archives of the initramfs, then puts `/dev`, `/proc` and `/sys` into it.
 ///
 /// # Errors
-/// The archive has something in the way of `/dev` or `/proc`. The tree then lacks those.
+/// The archive has something in the way of `/dev`, `/proc` or `/sys`. The tree then lacks those.
 pub fn mount_root(archives: &'static [u8]) -> Result<Unpacked, AddError> {
     let mut tree = Tree::new();
     let unpacked = initramfs::unpack(&mut tree, archives);
-    let mounted = dev::populate(&mut tree).and_then(|()| proc::populate(&mut tree));
+    let mounted = dev::populate(&mut tree)
+        .and_then(|()| proc::populate(&mut tree))
+        .and_then(|()| knob::populate(&mut tree));
     ROOT.call_once(|| tree);
     mounted.map(|()| unpacked)
 }

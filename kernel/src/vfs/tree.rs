@@ -14,7 +14,7 @@ use core::fmt;
 
 use linux_abi::{errno::Errno, raw::general as abi};
 
-use super::{dev::Device, proc::ProcFile};
+use super::{dev::Device, knob::Knob, proc::ProcFile};
 use crate::task::process::Pid;
 
 /// Longest name of one path component.
@@ -56,6 +56,8 @@ pub enum Kind {
     Strange,
     /// A file that the kernel computes.
     Proc(ProcFile),
+    /// A file that shows or changes how the kernel works.
+    Knob(Knob),
     /// `/proc/self`: a link to the directory of whoever looks.
     ProcSelf,
     /// `/proc/PID/exe`: a link to the program that the process runs.

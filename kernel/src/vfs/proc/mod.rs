@@ -9,9 +9,13 @@
 //! | `kpageflags`, `kpagecount`, `PID/pagemap` | [`words`]: one u64 per page |
 //! | `meminfo`, `vmstat`, `buddyinfo`, `version` | [`system`]: text |
 //! | `PID/maps`, `PID/cmdline`, `PID/comm` | [`process`]: text |
+//! | `PID/smaps`, `PID/smaps_rollup` | [`smaps`]: text |
+//! | `PID/status`, `PID/statm` | [`status`]: text |
 //! | `self`, `PID/exe` | links |
 
 pub mod process;
+pub mod smaps;
+pub mod status;
 pub mod system;
 pub mod words;
 
@@ -36,6 +40,14 @@ pub enum TextFile {
     Version,
     /// Areas of a process.
     Maps,
+    /// Areas of a process, and what they have in memory.
+    Smaps,
+    /// What a process has in memory.
+    SmapsRollup,
+    /// A process in a few lines.
+    Status,
+    /// Sizes of a process, in pages.
+    Statm,
     /// Arguments of a process.
     Cmdline,
     /// Name of a process.
@@ -56,6 +68,10 @@ impl TextFile {
             Self::Buddyinfo => Ok(system::buddyinfo()),
             Self::Version => Ok(system::version()),
             Self::Maps => of_process(process::maps),
+            Self::Smaps => of_process(smaps::smaps),
+            Self::SmapsRollup => of_process(smaps::rollup),
+            Self::Status => of_process(status::status),
+            Self::Statm => of_process(status::statm),
             Self::Cmdline => of_process(process::cmdline),
             Self::Comm => of_process(process::comm),
         }
@@ -108,6 +124,10 @@ pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
         ("proc/kpageflags", words(WordFile::Kpageflags), 0o400),
         ("proc/kpagecount", words(WordFile::Kpagecount), 0o400),
         ("proc/PID/maps", text(TextFile::Maps), 0o444),
+        ("proc/PID/smaps", text(TextFile::Smaps), 0o444),
+        ("proc/PID/smaps_rollup", text(TextFile::SmapsRollup), 0o444),
+        ("proc/PID/status", text(TextFile::Status), 0o444),
+        ("proc/PID/statm", text(TextFile::Statm), 0o444),
         ("proc/PID/cmdline", text(TextFile::Cmdline), 0o444),
         ("proc/PID/comm", text(TextFile::Comm), 0o444),
         ("proc/PID/pagemap", words(WordFile::Pagemap), 0o400),

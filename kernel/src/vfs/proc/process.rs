@@ -18,7 +18,7 @@ use crate::{
 /// Where the name of an area begins.
 const NAME_COLUMN: usize = 73;
 
-fn find(pid: Pid) -> Result<Arc<Process>, Errno> {
+pub(super) fn find(pid: Pid) -> Result<Arc<Process>, Errno> {
     process::find(pid).ok_or(Errno::ESRCH)
 }
 
@@ -31,7 +31,7 @@ pub(super) fn maps(pid: Pid) -> Result<Box<[u8]>, Errno> {
     let (heap_start, heap_end) = space.brk_bounds();
     Ok(text(|out| {
         let flow = mm().for_each_vma(&space, &mut |vma| {
-            if maps_line(out, vma, heap_start..heap_end).is_ok() {
+            if header_line(out, vma, heap_start..heap_end).is_ok() {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
@@ -45,7 +45,8 @@ pub(super) fn maps(pid: Pid) -> Result<Box<[u8]>, Errno> {
     }))
 }
 
-fn maps_line(out: &mut String, vma: VmaInfo, heap: Range<VirtAddr>) -> core::fmt::Result {
+/// The line that `maps` and `smaps` have for an area.
+pub(super) fn header_line(out: &mut String, vma: VmaInfo, heap: Range<VirtAddr>) -> core::fmt::Result {
     let line_start = out.len();
     let mark = |flag, letter| if vma.flags.contains(flag) { letter } else { '-' };
     write!(
@@ -64,8 +65,14 @@ fn maps_line(out: &mut String, vma: VmaInfo, heap: Range<VirtAddr>) -> core::fmt
     } else {
         return out.write_char('\n');
     };
+    pad_to_name(out, line_start)?;
+    writeln!(out, "{name}")
+}
+
+/// Fills the line that began at `line_start` up to where a name stands.
+pub(super) fn pad_to_name(out: &mut String, line_start: usize) -> core::fmt::Result {
     let padding = NAME_COLUMN.saturating_sub(out.len() - line_start);
-    writeln!(out, "{:padding$}{name}", "")
+    write!(out, "{:padding$}", "")
 }
 
 /// `/proc/PID/cmdline`: the arguments as given at exec, each ended by NUL.
