@@ -10,7 +10,7 @@ use crate::{
     panic::{Crash, crash},
     platform::mm,
     task::process::{self, Pid, Process},
-    vfs::proc::system,
+    vfs::proc::{TextFile, system},
 };
 
 /// What a command expected instead of what it got.
@@ -130,10 +130,22 @@ const COMMANDS: &[Command] = &[
         handler: maps,
     },
     Command {
+        name: "smaps",
+        arguments: "PID",
+        does: "areas of a process, and what they have in memory",
+        handler: smaps,
+    },
+    Command {
         name: "split",
         arguments: "PFN | PID ADDRESS",
-        does: "splits the PMD mapping of a huge page",
+        does: "splits a huge page, or one PMD mapping of it",
         handler: split,
+    },
+    Command {
+        name: "shrink",
+        arguments: "",
+        does: "splits what waits to be split, drops the huge zero page",
+        handler: |r| none(r, memory::shrink),
     },
     Command {
         name: "check",
@@ -280,7 +292,15 @@ fn maps(request: &mut Request<'_>) -> Answer {
     let [word] = request.words else {
         return Err(Expected::Usage);
     };
-    programs::maps(process(word)?.pid());
+    programs::show(process(word)?.pid(), TextFile::Maps);
+    Ok(After::GoOn)
+}
+
+fn smaps(request: &mut Request<'_>) -> Answer {
+    let [word] = request.words else {
+        return Err(Expected::Usage);
+    };
+    programs::show(process(word)?.pid(), TextFile::Smaps);
     Ok(After::GoOn)
 }
 

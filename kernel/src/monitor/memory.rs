@@ -1,10 +1,15 @@
 //! Commands that show memory.
 
-use alloc::{string::String, sync::Arc, vec::Vec};
-use core::{fmt::Write, ops::ControlFlow};
+use alloc::{string::String, vec::Vec};
+use core::fmt;
 
-use linux_abi::page::{kpf, pm};
-use mm::{AddressSpace, ENTRIES, PAGE_BYTES, PMD_SIZE, Pfn, Platform, VirtAddr, VirtRange};
+use linux_abi::page::kpf;
+use mm::{
+    AddressSpace, ENTRIES, PAGE_BYTES, PMD_ORDER, PMD_SIZE, Pfn, Platform, VirtAddr,
+    folio::Folio,
+    rmap::{MappedBy, Mapping},
+    split_folio::SplitError,
+};
 
 use super::{Console, say};
 use crate::{
@@ -14,6 +19,7 @@ use crate::{
         process::{self, Process},
         space::Space,
     },
+    thp::{self, Dropped, Refusal},
 };
 
 /// Names of the bits of a kpageflags word, as `page-types` calls them.
@@ -167,39 +173,76 @@ pub fn map() {
     }
 }
 
-/// Where a frame is mapped.
-struct Mapping {
-    process: Arc<Process>,
-    addr: VirtAddr,
+/// Neighbouring entries of one process that map a folio in the same way.
+struct MappedRun {
+    root: Pfn,
+    by: MappedBy,
+    start: VirtAddr,
+    /// Entries.
+    count: u64,
 }
 
-/// Finds every mapping of a frame by looking through the page tables of all processes.
-fn mappings(pfn: Pfn) -> Vec<Mapping> {
-    let mut found = Vec::new();
-    for process in process::all() {
-        let Some(space) = process.space() else { continue };
-        let mut areas: Vec<VirtRange> = Vec::new();
-        let _ = mm().for_each_vma(&space, &mut |vma| {
-            areas.push(vma.range);
-            ControlFlow::Continue(())
-        });
-        let pages = areas
-            .iter()
-            .flat_map(|area| (0..area.nr_pages()).map(|page| area.start() + page * PAGE_BYTES));
-        found.extend(
-            pages
-                .filter(|&addr| maps_to(mm::report::pagemap(mm(), &space, addr), pfn))
-                .map(|addr| Mapping {
-                    process: Arc::clone(&process),
-                    addr,
-                }),
-        );
+/// Most runs that are listed: of a folio of 512 pages, two processes' worth in the worst case.
+const RUNS_MAX: usize = 1024;
+
+impl MappedRun {
+    fn entry_bytes(&self) -> u64 {
+        if self.by == MappedBy::Pmd {
+            PMD_SIZE
+        } else {
+            PAGE_BYTES
+        }
     }
-    found
+
+    fn is_followed_by(&self, next: &Mapping) -> bool {
+        (self.root, self.by) == (next.root, next.by)
+            && self.start + self.count * self.entry_bytes() == next.addr
+    }
+
+    fn show(&self) {
+        let owner = process::all()
+            .into_iter()
+            .find(|process| process.space().is_some_and(|space| space.root() == self.root));
+        // The tables may belong to a process that is just ending.
+        let owner = owner.map_or_else(
+            || alloc::format!("tables at pfn {}", self.root),
+            |process| alloc::format!("{process:?}"),
+        );
+        let (start, count) = (self.start.as_u64(), self.count);
+        match self.by {
+            MappedBy::Pmd => say!("  {owner}: {start:#x} by PMD"),
+            MappedBy::Pte => say!("  {owner}: {start:#x} and on by {count} PTEs"),
+            MappedBy::Migration => say!("  {owner}: {start:#x} and on, {count} entries: being moved"),
+        }
+    }
 }
 
-fn maps_to(word: u64, pfn: Pfn) -> bool {
-    has(word, pm::PRESENT) && word & ((1 << pm::PFN_BITS) - 1) == u64::from(pfn.raw())
+/// Lists every entry that maps the folio, as rmap finds them.
+fn list_mappings(folio: &Folio<'_>) {
+    // Table locks are held while entries are visited, so the list gets its room before.
+    let mut runs: Vec<MappedRun> = Vec::with_capacity(RUNS_MAX);
+    let mut missed = 0_u64;
+    mm().for_each_mapping(folio.page(), &mut |mapping| {
+        if let Some(last) = runs.last_mut().filter(|last| last.is_followed_by(&mapping)) {
+            last.count += 1;
+        } else if runs.len() < RUNS_MAX {
+            runs.push(MappedRun {
+                root: mapping.root,
+                by: mapping.by,
+                start: mapping.addr,
+                count: 1,
+            });
+        } else {
+            missed += 1;
+        }
+    });
+    if runs.is_empty() {
+        say!("no process maps it");
+    }
+    runs.iter().for_each(MappedRun::show);
+    if missed > 0 {
+        say!("  and {missed} more entries");
+    }
 }
 
 /// `page PFN`.
@@ -210,28 +253,60 @@ pub fn page(pfn: Pfn) {
     say!("kpagecount {}", mm::report::kpagecount(mm(), pfn));
     // The terminal never fails.
     let _ = mm::report::dump_page(mm(), pfn, "the monitor was asked", &mut Console);
-    let mappings = mappings(pfn);
-    if mappings.is_empty() {
-        say!("no process maps it");
+    let Some(folio) = mm().pages().get(pfn).and_then(|page| mm().try_get(page.head())) else {
+        say!("nobody holds it");
+        return;
+    };
+    list_mappings(&folio);
+    if folio.page().compound_order() == PMD_ORDER {
+        match mm().split_hindrance(folio.page()) {
+            None => say!("it could be split"),
+            Some(error) => say!("a split would fail: {}", Why(Refusal::Split(error))),
+        }
     }
-    for Mapping { process, addr } in mappings {
-        let mut line = String::new();
-        let Some(space) = process.space() else { continue };
-        if mm::report::leaf(mm(), &space, addr, &mut line).is_ok_and(|found| found) {
-            let _ = write!(Console, "{process:?} at {line}");
+    mm().put(folio);
+}
+
+/// A refusal in words.
+struct Why(Refusal);
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Refusal::NotHuge | Refusal::Split(SplitError::NotHuge) => {
+                f.write_str("the frame is not part of a huge page")
+            }
+            Refusal::Gone => f.write_str("nobody holds the page"),
+            Refusal::Locked => f.write_str("somebody has the page locked"),
+            Refusal::Split(SplitError::Busy) => f.write_str("nothing maps it, or it is the zero page"),
+            Refusal::Split(SplitError::Pinned { expected, found }) => write!(
+                f,
+                "it has {found} references, and its mappings and the asker account for {expected}: somebody uses its frames"
+            ),
         }
     }
 }
 
-/// `split PFN`: every mapping of the huge page that the frame belongs to.
+/// `split PFN`: the huge page that the frame belongs to, into base pages.
 pub fn split_frame(pfn: Pfn) {
-    let mappings = mappings(pfn);
-    if mappings.is_empty() {
-        say!("split: no process maps frame {pfn}");
+    match thp::split_frame(pfn) {
+        Ok(()) => say!("split: the huge page of frame {pfn} is 512 base pages now"),
+        Err(refusal) => say!("split: {}", Why(refusal)),
     }
-    for Mapping { process, addr } in mappings {
-        split_address(&process, addr);
-    }
+}
+
+/// `shrink`.
+pub fn shrink() {
+    let Dropped {
+        scanned,
+        split,
+        zero_pages,
+    } = thp::drop_reclaimable();
+    say!(
+        "deferred queue: {split} of {scanned} huge pages split, {} wait",
+        mm().nr_deferred_splits()
+    );
+    say!("huge zero page: {zero_pages} pages given back");
 }
 
 /// `split PID ADDRESS`.

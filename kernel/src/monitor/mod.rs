@@ -12,7 +12,7 @@
 //! | [`programs`] | commands about programs |
 //! | [`dump`] | armoured dumps |
 //!
-//! Nothing here changes what it shows. Commands that take long print as they go.
+//! What only shows changes nothing. Commands that take long print as they go.
 
 #![forbid(unsafe_code)]
 

@@ -106,11 +106,11 @@ pub fn list() {
     }
 }
 
-/// `maps PID`.
-pub fn maps(pid: Pid) {
-    match TextFile::Maps.text(Some(pid)) {
+/// `maps PID`, `smaps PID`.
+pub fn show(pid: Pid, file: TextFile) {
+    match file.text(Some(pid)) {
         Ok(text) => uart::com1_write(&text),
         // It ended after it was looked up.
-        Err(error) => say!("maps: {error}"),
+        Err(error) => say!("process {pid}: {error}"),
     }
 }

@@ -18,6 +18,9 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("abi::arguments_environment_and_auxiliary_vector", arguments),
         Case::new("abi::descriptors_and_paths", || kept("files").map(drop)),
         Case::new("abi::memory_rows_and_their_counters", || kept("memory").map(drop)),
+        Case::new("abi::views_of_memory_and_their_switches", || {
+            kept("views").map(drop)
+        }),
         Case::new("abi::signals_are_recorded", || kept("signals").map(drop)),
         Case::new("abi::wild_system_calls_hurt_nobody", wild_calls),
         Case::new("abi::vector_registers_survive_other_programs", vector_registers),

@@ -10,6 +10,7 @@ mod fpu;
 mod fuzz;
 mod memory;
 mod signals;
+mod views;
 
 use std::process::ExitCode;
 
@@ -60,6 +61,11 @@ const CASES: &[Case] = &[
         name: "signals",
         does: "dispositions, masks, alternate stack",
         run: signals::check,
+    },
+    Case {
+        name: "views",
+        does: "smaps, status, statm, and the switches of huge pages",
+        run: views::check,
     },
 ];
 
