@@ -10,7 +10,10 @@
 
 use core::{arch::asm, marker::PhantomData};
 
-use mm::{AllocError, CpuId, CpuMask, Memory, MmRef, Nanos, Platform, Stride, VirtAddr, VirtRange, WaitKey};
+use mm::{
+    AddressSpace, AllocError, CpuId, CpuMask, MapError, Memory, MmRef, Nanos, Platform, Stride, VirtAddr,
+    VirtRange, WaitKey,
+};
 use spin::Once;
 
 use crate::{
@@ -53,6 +56,17 @@ pub fn install(memory: Mm) -> &'static Mm {
 pub fn new_space() -> Result<MmRef, AllocError> {
     let space = mm().new_space()?;
     // SAFETY: the root is new and ours; `mm` leaves its upper half to the platform.
+    unsafe { paging::copy_kernel_half(space.root()) };
+    Ok(space)
+}
+
+/// Returns a new address space that shares all private memory of `parent`, and in which the kernel is mapped.
+///
+/// # Errors
+/// No memory; nothing is left of the new one.
+pub fn fork_space(parent: &AddressSpace) -> Result<MmRef, MapError> {
+    let space = mm().fork_space(parent)?;
+    // SAFETY: as in `new_space`.
     unsafe { paging::copy_kernel_half(space.root()) };
     Ok(space)
 }

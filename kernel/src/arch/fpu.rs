@@ -50,6 +50,21 @@ impl FpuState {
         }
     }
 
+    /// Returns a copy of the state of the program that the running thread works for.
+    #[must_use]
+    pub fn of_running() -> Self {
+        let copy = Self::new();
+        // SAFETY: nobody else knows the copy. The kernel uses no such registers, so what this CPU has is the program's.
+        unsafe { copy.save() };
+        copy
+    }
+
+    /// Gives the program that the running thread works for this state.
+    pub fn load(&self) {
+        // SAFETY: the kernel uses no such registers, so what they hold is the running program's.
+        unsafe { self.restore() };
+    }
+
     fn pointer(&self) -> *mut Block {
         // SAFETY: only the box's pointer is read; see `area` for who touches what it points to.
         unsafe { &*self.area.get() }.as_ptr().cast_mut()
@@ -58,7 +73,7 @@ impl FpuState {
     /// Stores this CPU's state here.
     ///
     /// # Safety
-    /// The scheduler's lock is held and the state belongs to the running thread.
+    /// The state belongs to the running thread and the scheduler's lock is held, or nobody else knows it.
     pub unsafe fn save(&self) {
         if cpu::features().contains(Features::XSAVE) {
             // SAFETY: the area is aligned and as large as the processor said for the components in use.
@@ -74,7 +89,7 @@ impl FpuState {
     /// Loads what is stored here into this CPU.
     ///
     /// # Safety
-    /// The scheduler's lock is held and the state belongs to the thread that is to run.
+    /// The state belongs to the thread that is to run and the scheduler's lock is held, or nobody else changes it.
     pub unsafe fn restore(&self) {
         if cpu::features().contains(Features::XSAVE) {
             // SAFETY: the area holds what `new` or `save` wrote.

@@ -247,12 +247,15 @@ fn com1_at_end() -> bool {
 /// May wait.
 pub fn com1_wait(deadline: Option<mm::Nanos>) {
     COM1_READERS.wait_while(deadline, &mut || {
-        for port in [&COM1, &COM2] {
-            port.set_receive_interrupt(IER::DATA_READY);
-        }
-        take_control_lines();
+        expect_input();
         !com1_ready()
     });
+}
+
+/// Makes sure that what arrives from now on is told. To be called before a look at [`com1_ready`].
+pub fn expect_input() {
+    enable_interrupts();
+    take_control_lines();
 }
 
 /// Switches receive interrupts on for the first time; they are routed by then.
@@ -281,6 +284,7 @@ pub fn service() {
     }
     if COM1.noticed.swap(false, Ordering::AcqRel) || com2 {
         COM1_READERS.wake_all();
+        crate::vfs::file::tell_readiness_changed();
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Program {
     pub frame: TrapFrame,
     /// The path it was started by.
     pub path: Box<[u8]>,
+    /// Where its file is, from the root.
+    pub exe: Box<[u8]>,
     /// Its arguments, each ended by NUL.
     pub cmdline: Box<[u8]>,
 }
@@ -50,8 +52,22 @@ pub struct Program {
 /// # Context
 /// May wait.
 pub fn load(path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Program, ExecError> {
-    let file = find(path).map_err(ExecError::Path)?;
-    load_file(file, path, argv, env)
+    load_at(Place::ROOT, path, argv, env)
+}
+
+/// As [`load`], for a path that begins at `start` unless it begins with `/`.
+///
+/// # Errors
+/// See [`ExecError`]; all memory is given back.
+///
+/// # Context
+/// May wait.
+pub fn load_at(start: Place, path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Program, ExecError> {
+    let (place, file) = find(start, path).map_err(ExecError::Path)?;
+    Ok(Program {
+        exe: vfs::root().path_of(place),
+        ..load_file(file, path, argv, env)?
+    })
 }
 
 /// Makes the program in `file` ready to run; `path` is what it is told that it was started by.
@@ -89,6 +105,7 @@ pub fn load_file(file: &[u8], path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Res
         frame: TrapFrame::new_user(image.entry, stack.pointer()),
         space,
         path: path.into(),
+        exe: path.into(),
         cmdline: argv
             .iter()
             .flat_map(|arg| arg.iter().chain(&[0]))
@@ -116,12 +133,12 @@ fn set_code_bounds(space: &Space, image: &Image) {
 }
 
 /// The bytes of the program file at `path`.
-fn find(path: &[u8]) -> Result<&'static [u8], Errno> {
+fn find(start: Place, path: &[u8]) -> Result<(Place, &'static [u8]), Errno> {
     let tree = vfs::root();
-    let place = tree.walk(Place::ROOT, path, LastLink::Follow, &CurrentViewer)?;
+    let place = tree.walk(start, path, LastLink::Follow, &CurrentViewer)?;
     let node = tree.node(place.node);
     match node.kind() {
-        Kind::Regular(bytes) if node.attributes().mode & 0o111 != 0 => Ok(bytes),
+        Kind::Regular(bytes) if node.attributes().mode & 0o111 != 0 => Ok((place, bytes)),
         _ => Err(Errno::EACCES),
     }
 }

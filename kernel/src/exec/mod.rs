@@ -22,7 +22,7 @@ use core::fmt;
 
 use linux_abi::errno::Errno;
 
-pub use self::load::{Program, load, load_file};
+pub use self::load::{Program, load, load_at, load_file};
 use self::{elf::ElfError, stack::StackError};
 
 /// Why a program cannot be started. Nothing is left of the attempt.

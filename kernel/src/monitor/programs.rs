@@ -100,7 +100,7 @@ pub fn list() {
         say!(
             "{:>5} {:>5} {size:>9} {resident:>9}  {}{state}",
             process.pid(),
-            Pid::INIT,
+            process.kin().parent(),
             name.escape_ascii()
         );
     }

@@ -18,7 +18,7 @@ use crate::{
     drivers::uart,
     vfs::{
         fd::OnExec,
-        file::{DirectoryEntry, File, Readiness, Stat, Whence},
+        file::{self, DirectoryEntry, File, Readiness, Stat, Whence},
         tty::{self, TERMIOS_BYTES, Termios},
     },
 };
@@ -304,6 +304,44 @@ pub(super) fn close(call: &Call<'_>) -> Result {
     Ok(0)
 }
 
+/// `pipe(ends)`.
+pub(super) fn pipe(call: &Call<'_>) -> Result {
+    make_pipe(call, 0)
+}
+
+/// `pipe2(ends, flags)`.
+pub(super) fn pipe2(call: &Call<'_>) -> Result {
+    let flags = call.uint(1);
+    if flags & !(abi::O_CLOEXEC | abi::O_NONBLOCK | abi::O_DIRECT) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & abi::O_DIRECT != 0 {
+        return unsupported!(Errno::EINVAL, "pipe2 with O_DIRECT");
+    }
+    make_pipe(call, flags)
+}
+
+fn make_pipe(call: &Call<'_>, flags: u32) -> Result {
+    let close = |fd: u64| call.process().files().lock().close(mm::addr::to_usize(fd));
+    let (reader, writer) = File::pipe(flags);
+    let reader = call.install(reader, flags)?;
+    let writer = call.install(writer, flags).inspect_err(|_| {
+        let _ = close(reader);
+    })?;
+    let mut ends = [0; 8];
+    // Descriptors are small.
+    for (to, from) in ends.chunks_exact_mut(4).zip([reader, writer]) {
+        to.copy_from_slice(&from.to_le_bytes()[..4]);
+    }
+    let told = UserAddr::new(call.raw(0)).and_then(|addr| addr.write(&ends));
+    if let Err(error) = told {
+        close(reader)?;
+        close(writer)?;
+        return Err(error);
+    }
+    Ok(0)
+}
+
 /// `dup(fd)`.
 pub(super) fn dup(call: &Call<'_>) -> Result {
     duplicate_from(call, 0, OnExec::Keep)
@@ -544,15 +582,27 @@ impl Polled {
         let Ok(file) = call.process().files().lock().get(fd) else {
             return bits(abi::POLLNVAL);
         };
-        let Readiness { read, write } = file.readiness();
+        let Readiness {
+            read,
+            write,
+            hangup,
+            error,
+        } = file.readiness();
         let mut found = 0;
+        let mut always = 0;
+        if hangup {
+            always |= bits(abi::POLLHUP);
+        }
+        if error {
+            always |= bits(abi::POLLERR);
+        }
         if read && file.check_readable().is_ok() {
             found |= bits(abi::POLLIN) | bits(abi::POLLRDNORM);
         }
         if write && file.check_writable().is_ok() {
             found |= bits(abi::POLLOUT) | bits(abi::POLLWRNORM);
         }
-        found & self.events
+        found & self.events | always
     }
 }
 
@@ -605,18 +655,18 @@ fn poll_until(call: &Call<'_>, deadline: Option<Nanos>) -> Result {
     }
 }
 
-/// Sleeps until something polled may have changed: only the terminal's input ever does.
+/// Sleeps until something polled may have changed: the terminal's input, or a pipe.
 fn wait_for_poll(
     call: &Call<'_>,
     polled: &[Polled],
     deadline: Option<Nanos>,
 ) -> core::result::Result<(), Errno> {
-    if polled.iter().all(|one| one.fd < 0) {
-        return call.process().sleep(deadline, &mut || true);
-    }
     if call.process().is_interrupted() {
         return Err(Errno::EINTR);
     }
-    uart::com1_wait(deadline);
+    uart::expect_input();
+    file::wait_for_readiness(deadline, &mut || {
+        !call.process().is_interrupted() && polled.iter().all(|one| one.look(call) == 0)
+    });
     Ok(())
 }

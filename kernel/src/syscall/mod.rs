@@ -11,6 +11,7 @@
 //! | [`mem`] | `mmap` and relatives |
 //! | [`mod@file`], [`path`] | descriptors; names |
 //! | [`proc`] | identity, limits, ends, futex |
+//! | [`task`] | fork, exec, wait |
 //! | [`signal`] | dispositions, masks, kill |
 //! | [`time`] | clocks and sleeping |
 //! | [`user`] | the program's memory: the only way from a raw argument to an address |
@@ -30,10 +31,12 @@ pub mod path;
 pub mod proc;
 pub mod signal;
 pub mod table;
+pub mod task;
 pub mod time;
 pub mod user;
 
 use alloc::sync::Arc;
+use core::cell::Cell;
 
 use linux_abi::errno::Errno;
 
@@ -50,6 +53,9 @@ pub type Result = core::result::Result<u64, Errno>;
 pub struct Call<'a> {
     process: &'a Arc<Process>,
     args: [u64; 6],
+    frame: &'a TrapFrame,
+    /// The registers of another program, which the process goes on with instead of getting a result.
+    program: Cell<Option<TrapFrame>>,
 }
 
 impl Call<'_> {
@@ -57,6 +63,17 @@ impl Call<'_> {
     #[must_use]
     pub fn process(&self) -> &Process {
         self.process
+    }
+
+    /// The registers with which the program made the call.
+    #[must_use]
+    pub const fn frame(&self) -> &TrapFrame {
+        self.frame
+    }
+
+    /// Lets the process go on with these registers.
+    fn begin_program(&self, frame: TrapFrame) {
+        self.program.set(Some(frame));
     }
 
     /// Argument `index` as the program gave it.
@@ -107,8 +124,14 @@ pub fn syscall_dispatch(frame: &mut TrapFrame) {
     let call = Call {
         process: &process,
         args: frame.syscall_args(),
+        frame,
+        program: Cell::new(None),
     };
     let result = table::call(frame.syscall_number(), &call);
-    frame.rax = result.unwrap_or_else(Errno::to_result_register);
+    let program = call.program.take();
+    match program {
+        Some(program) => *frame = program,
+        None => frame.rax = result.unwrap_or_else(Errno::to_result_register),
+    }
     process.deliver_signals();
 }

@@ -18,6 +18,7 @@ use crate::{
     platform::mm,
     random,
     task::{
+        family::Kin,
         process::{self, Limit, NR_LIMITS, Outcome, Pid, Process},
         sched, thread,
     },
@@ -37,9 +38,9 @@ pub(super) fn getpid(call: &Call<'_>) -> Result {
     Ok(u64::from(call.process().pid().number()))
 }
 
-/// `getppid()`: process 1 starts all programs.
-pub(super) fn getppid(_: &Call<'_>) -> Result {
-    Ok(u64::from(Pid::INIT.number()))
+/// `getppid()`.
+pub(super) fn getppid(call: &Call<'_>) -> Result {
+    Ok(u64::from(call.process().kin().parent().number()))
 }
 
 /// `getuid()` and relatives: everybody is the superuser.
@@ -64,27 +65,80 @@ pub(super) fn getgroups(call: &Call<'_>) -> Result {
     }
 }
 
-/// `getpgid(pid)`, `getsid(pid)`: each program is a session and a group of its own.
-pub(super) fn getpgid(call: &Call<'_>) -> Result {
+/// What `of` says about the process that argument 0 names; 0 names the caller. Process 1 leads a group and a session.
+fn membership(call: &Call<'_>, of: fn(&Kin) -> Pid) -> Result {
     let wanted = call.uint(0);
-    let own = call.process().pid().number();
-    if wanted == 0 || wanted == own {
-        return Ok(u64::from(own));
+    if wanted == Pid::INIT.number() {
+        return Ok(u64::from(wanted));
     }
-    let exists = wanted == Pid::INIT.number()
-        || process::all()
-            .iter()
-            .any(|process| process.pid().number() == wanted);
-    if exists {
-        Ok(u64::from(wanted))
+    let found = if wanted == 0 {
+        of(call.process().kin())
     } else {
-        Err(Errno::ESRCH)
-    }
+        let other = process::all()
+            .into_iter()
+            .find(|process| process.pid().number() == wanted);
+        of(other.ok_or(Errno::ESRCH)?.kin())
+    };
+    Ok(u64::from(found.number()))
 }
 
-/// `setsid()`, `setpgid(...)`: the leader of a session cannot move.
-pub(super) fn setsid(_: &Call<'_>) -> Result {
-    Err(Errno::EPERM)
+/// `getpgid(pid)`.
+pub(super) fn getpgid(call: &Call<'_>) -> Result {
+    membership(call, Kin::group)
+}
+
+/// `getsid(pid)`.
+pub(super) fn getsid(call: &Call<'_>) -> Result {
+    membership(call, Kin::session)
+}
+
+/// `getpgrp()`.
+pub(super) fn getpgrp(call: &Call<'_>) -> Result {
+    Ok(u64::from(call.process().kin().group().number()))
+}
+
+/// `setsid()`. The leader of a group cannot leave it.
+pub(super) fn setsid(call: &Call<'_>) -> Result {
+    let own = call.process().pid();
+    if process::exists_such(&|process| process.kin().group() == own) {
+        return Err(Errno::EPERM);
+    }
+    call.process().kin().lead_session(own);
+    Ok(u64::from(own.number()))
+}
+
+/// `setpgid(pid, group)`: for the caller and for its children.
+pub(super) fn setpgid(call: &Call<'_>) -> Result {
+    if call.int(1) < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (wanted, group) = (call.uint(0), call.uint(1));
+    let own = call.process();
+    let target = process::all()
+        .into_iter()
+        .find(|process| match wanted {
+            0 => process.pid() == own.pid(),
+            _ => process.pid().number() == wanted,
+        })
+        .ok_or(Errno::ESRCH)?;
+    let is_own = target.pid() == own.pid();
+    if !is_own && target.kin().parent() != own.pid() {
+        return Err(Errno::ESRCH);
+    }
+    let session = own.kin().session();
+    if target.kin().session() != session || target.kin().session() == target.pid() {
+        return Err(Errno::EPERM);
+    }
+    let group = if group == 0 { target.pid().number() } else { group };
+    let is_there = group == target.pid().number()
+        || process::exists_such(&|process| {
+            process.kin().group().number() == group && process.kin().session() == session
+        });
+    if !is_there {
+        return Err(Errno::EPERM);
+    }
+    target.kin().join_group(Pid::new(group));
+    Ok(0)
 }
 
 /// `uname(names)`: six strings of 65 bytes.
@@ -366,11 +420,6 @@ pub(super) fn prctl(call: &Call<'_>) -> Result {
         other => return unsupported!(Errno::EINVAL, "prctl with option {other}"),
     }
     Ok(0)
-}
-
-/// `wait4(...)`, `waitid(...)`: programs cannot have children yet.
-pub(super) fn wait4(_: &Call<'_>) -> Result {
-    Err(Errno::ECHILD)
 }
 
 /// Calls that C libraries try and can do without: refused as by a Linux built without them, not worth a warning.

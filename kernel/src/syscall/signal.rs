@@ -11,6 +11,7 @@ use super::{
     user::UserAddr,
 };
 use crate::task::{
+    family,
     process::{self, Pid},
     signal::{Action, AltStack, MaskChange, Signal, SignalSet},
 };
@@ -153,12 +154,28 @@ fn send(target: u32, signal: Option<Signal>) -> Result {
     Ok(0)
 }
 
-/// `kill(pid, signal)`. A process group here is one process.
+/// Sends to a group.
+fn send_group(group: Pid, signal: Option<Signal>) -> Result {
+    if family::raise_in_group(group, signal) {
+        Ok(0)
+    } else {
+        Err(Errno::ESRCH)
+    }
+}
+
+/// `pause()`: until a signal has arrived that is not ignored.
+pub(super) fn pause(call: &Call<'_>) -> Result {
+    loop {
+        call.process().sleep(None, &mut || true)?;
+    }
+}
+
+/// `kill(pid, signal)`.
 pub(super) fn kill(call: &Call<'_>) -> Result {
     let signal = signal_to_send(call.uint(1))?;
     let own = call.process().pid().number();
     match call.int(0) {
-        0 => send(own, signal),
+        0 => send_group(call.process().kin().group(), signal),
         // Everybody but init and the caller.
         -1 => {
             let mut others = process::all();
@@ -175,6 +192,8 @@ pub(super) fn kill(call: &Call<'_>) -> Result {
                 Ok(0)
             }
         }
+        i32::MIN => Err(Errno::ESRCH),
+        group @ ..0 => send_group(Pid::new(group.unsigned_abs()), signal),
         target => send(target.unsigned_abs(), signal),
     }
 }

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_abi::{errno::Errno, raw::general as nr};
 
-use super::{Call, Result, file, futex, mem, path, proc, signal, time};
+use super::{Call, Result, file, futex, mem, path, proc, signal, task, time};
 use crate::log;
 
 /// Answers one call.
@@ -54,15 +54,21 @@ table! {
     __NR_readv "readv" => file::readv,
     __NR_writev "writev" => file::writev,
     __NR_access "access" => path::access,
+    __NR_pipe "pipe" => file::pipe,
     __NR_sched_yield "sched_yield" => proc::sched_yield,
     __NR_madvise "madvise" => mem::madvise,
     __NR_dup "dup" => file::dup,
     __NR_dup2 "dup2" => file::dup2,
+    __NR_pause "pause" => signal::pause,
     __NR_nanosleep "nanosleep" => time::nanosleep,
     __NR_getpid "getpid" => proc::getpid,
     __NR_sendfile "sendfile" => file::sendfile,
+    __NR_clone "clone" => task::clone,
+    __NR_fork "fork" => task::fork,
+    __NR_vfork "vfork" => task::vfork,
+    __NR_execve "execve" => task::execve,
     __NR_exit "exit" => proc::exit,
-    __NR_wait4 "wait4" => proc::wait4,
+    __NR_wait4 "wait4" => task::wait4,
     __NR_kill "kill" => signal::kill,
     __NR_uname "uname" => proc::uname,
     __NR_fcntl "fcntl" => file::fcntl,
@@ -89,15 +95,15 @@ table! {
     __NR_getgid "getgid" => proc::getuid,
     __NR_geteuid "geteuid" => proc::getuid,
     __NR_getegid "getegid" => proc::getuid,
-    __NR_setpgid "setpgid" => proc::setsid,
+    __NR_setpgid "setpgid" => proc::setpgid,
     __NR_getppid "getppid" => proc::getppid,
-    __NR_getpgrp "getpgrp" => proc::getpid,
+    __NR_getpgrp "getpgrp" => proc::getpgrp,
     __NR_setsid "setsid" => proc::setsid,
     __NR_getgroups "getgroups" => proc::getgroups,
     __NR_getresuid "getresuid" => proc::getresuid,
     __NR_getresgid "getresgid" => proc::getresuid,
     __NR_getpgid "getpgid" => proc::getpgid,
-    __NR_getsid "getsid" => proc::getpgid,
+    __NR_getsid "getsid" => proc::getsid,
     __NR_rt_sigpending "rt_sigpending" => signal::rt_sigpending,
     __NR_sigaltstack "sigaltstack" => signal::sigaltstack,
     __NR_mknod "mknod" => path::make,
@@ -115,7 +121,6 @@ table! {
     __NR_clock_nanosleep "clock_nanosleep" => time::clock_nanosleep,
     __NR_exit_group "exit_group" => proc::exit,
     __NR_tgkill "tgkill" => signal::tgkill,
-    __NR_waitid "waitid" => proc::wait4,
     __NR_openat "openat" => path::openat,
     __NR_mkdirat "mkdirat" => path::make_at,
     __NR_mknodat "mknodat" => path::make_at,
@@ -127,6 +132,7 @@ table! {
     __NR_set_robust_list "set_robust_list" => proc::set_robust_list,
     __NR_get_robust_list "get_robust_list" => proc::get_robust_list,
     __NR_dup3 "dup3" => file::dup3,
+    __NR_pipe2 "pipe2" => file::pipe2,
     __NR_prlimit64 "prlimit64" => proc::prlimit64,
     __NR_getrandom "getrandom" => proc::getrandom,
     __NR_membarrier "membarrier" => proc::optional,

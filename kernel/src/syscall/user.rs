@@ -100,6 +100,27 @@ impl UserAddr {
         }
     }
 
+    /// Reads a NUL-terminated string of less than `max` bytes.
+    ///
+    /// # Errors
+    /// `EFAULT`, or `E2BIG`: it is longer.
+    pub fn read_string(self, max: usize) -> Result<Vec<u8>, Errno> {
+        const PIECE: usize = 256;
+        let mut string = Vec::new();
+        while string.len() < max {
+            let mut piece = [0; PIECE];
+            let from = self.0 + string.len() as u64;
+            match user_copy::strncpy_from_user(&mut piece, from).map_err(|_| Errno::EFAULT)? {
+                UserString::Whole(len) => {
+                    string.extend_from_slice(&piece[..len]);
+                    return Ok(string);
+                }
+                UserString::TooLong => string.extend_from_slice(&piece),
+            }
+        }
+        Err(Errno::E2BIG)
+    }
+
     /// Reads a NUL-terminated string, cut after `max` bytes.
     ///
     /// # Errors

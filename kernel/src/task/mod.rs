@@ -14,6 +14,7 @@
 //! | [`wait`] | sleeping until somebody wakes a key, or a deadline |
 //! | [`fault`] | what a program's exceptions come to |
 //! | [`process`], [`space`] | what threads of one program share; its memory |
+//! | [`family`] | parents and children: who waits for whom, groups and sessions |
 //! | [`signal`] | what a program wants done about signals, and what has arrived |
 //!
 //! One lock, [`sched`]'s, orders every change of a thread's state; it is held across the switch and passes from the
@@ -21,6 +22,7 @@
 //! they wait, where they end, and on the way back to ring 3 when their slice is over; the kernel itself is never
 //! preempted.
 
+pub mod family;
 pub mod fault;
 pub mod process;
 pub mod sched;

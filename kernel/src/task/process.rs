@@ -3,17 +3,20 @@
 //! ```text
 //!   process 1 = kernel task (init)          Process 2, 3, ...: one program each, one thread each
 //!        | spawn(path, argv, env)  ------------> exec::load, thread starts in ring 3
+//!        |                                           | fork ----> another one, the same program
+//!        |                                           | run_program: another program, the same process
 //!        | wait ---------------- sleeps --------  exit_group or a fatal signal:
 //!        | <------- outcome ---------------------    gives files and address space back, leaves its outcome
 //! ```
-//! A process is found by its number until somebody has waited for it; then the number is forgotten.
+//! A process is found by its number until somebody has waited for it; then the number is forgotten. Who that is, is in
+//! [`super::family`].
 //!
 //! Locks: one spin lock per field, for a few instructions, never over a user copy, an operation of `mm`, or a wait.
 
 use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 use core::{
     fmt,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use linux_abi::{errno::Errno, raw::general as abi};
@@ -21,12 +24,15 @@ use mm::Nanos;
 use spin::Mutex;
 
 use super::{
+    family::Kin,
+    sched,
     signal::{Delivery, Signal, Signals},
     space::Space,
     thread,
     wait::WaitQueue,
 };
 use crate::{
+    arch::{kstack::StackError, trap::TrapFrame},
     exec::{self, ExecError, Program},
     log,
     vfs::{
@@ -54,6 +60,12 @@ impl Pid {
             .parse()
             .ok()
             .map(Self)
+    }
+
+    /// The number of a process or a group that there is.
+    #[must_use]
+    pub(crate) const fn new(number: u32) -> Self {
+        Self(number)
     }
 
     /// The number.
@@ -141,10 +153,11 @@ pub struct WorkingDirectory {
 /// One program that runs, or has ended and was not waited for.
 pub struct Process {
     pid: Pid,
-    /// Path of the program. Immutable.
-    exe: Box<[u8]>,
-    /// Arguments, each ended by NUL. Immutable.
-    cmdline: Box<[u8]>,
+    kin: Kin,
+    /// Path of the program.
+    exe: Mutex<Box<[u8]>>,
+    /// Arguments, each ended by NUL.
+    cmdline: Mutex<Box<[u8]>>,
     comm: Mutex<Vec<u8>>,
     space: Mutex<Option<Space>>,
     files: Mutex<FdTable>,
@@ -159,6 +172,10 @@ pub struct Process {
     /// How it ended. Set when nothing is left of it but this.
     outcome: Mutex<Option<Outcome>>,
     ended: WaitQueue,
+    /// It runs in the memory of its parent, which waits (`vfork`).
+    is_guest: AtomicBool,
+    /// Woken when it is no guest any more.
+    left_parent: WaitQueue,
     /// Woken when something happens that a sleeping system call of its own must look at.
     events: WaitQueue,
 }
@@ -168,13 +185,61 @@ const COMM_MAX: usize = 15;
 
 static PROCESSES: Mutex<BTreeMap<Pid, Arc<Process>>> = Mutex::new(BTreeMap::new());
 static LAST_PID: AtomicU32 = AtomicU32::new(Pid::INIT.0);
+/// Most processes at a time: each has a kernel stack.
+const MAX_PROCESSES: usize = 4096;
+
+/// Whose memory a new process runs in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Memory {
+    /// Its own copy, made when one of the two writes.
+    Copied,
+    /// Its parent's, which waits until the child runs another program or ends.
+    Borrowed,
+}
+
+/// Why there is no new process. Nothing is left of the attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ForkError {
+    /// There are as many as there can be.
+    TooMany,
+    /// There is not enough memory.
+    NoMemory,
+}
+
+impl From<ForkError> for Errno {
+    fn from(error: ForkError) -> Self {
+        match error {
+            ForkError::TooMany => Self::EAGAIN,
+            ForkError::NoMemory => Self::ENOMEM,
+        }
+    }
+}
+
+impl From<StackError> for ForkError {
+    fn from(error: StackError) -> Self {
+        match error {
+            StackError::NoMemory => Self::NoMemory,
+            StackError::TooManyThreads => Self::TooMany,
+        }
+    }
+}
+
+fn next_pid() -> Pid {
+    Pid(LAST_PID.fetch_add(1, Ordering::AcqRel) + 1)
+}
+
+fn name_of(path: &[u8]) -> &[u8] {
+    path.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
+}
 
 impl Process {
     fn new(program: &Program) -> Self {
+        let pid = next_pid();
         let process = Self {
-            pid: Pid(LAST_PID.fetch_add(1, Ordering::AcqRel) + 1),
-            exe: program.path.clone(),
-            cmdline: program.cmdline.clone(),
+            pid,
+            kin: Kin::leader(pid),
+            exe: Mutex::new(program.exe.clone()),
+            cmdline: Mutex::new(program.cmdline.clone()),
             comm: Mutex::new(Vec::new()),
             space: Mutex::new(Some(program.space.clone())),
             files: Mutex::new(FdTable::with_standard_streams()),
@@ -189,15 +254,41 @@ impl Process {
             ending: Mutex::new(None),
             outcome: Mutex::new(None),
             ended: WaitQueue::new(),
+            is_guest: AtomicBool::new(false),
+            left_parent: WaitQueue::new(),
             events: WaitQueue::new(),
         };
-        let name = process
-            .exe
-            .rsplit(|&byte| byte == b'/')
-            .next()
-            .unwrap_or_default();
-        process.set_comm(name);
+        process.set_comm(name_of(&program.path));
         process
+    }
+
+    /// A child that has everything that this process has, but for what has arrived of signals.
+    fn child(&self, memory: Memory) -> Result<Self, ForkError> {
+        let space = self.space().ok_or(ForkError::NoMemory)?;
+        let space = match memory {
+            Memory::Copied => space.fork().map_err(|_| ForkError::NoMemory)?,
+            Memory::Borrowed => space,
+        };
+        Ok(Self {
+            pid: next_pid(),
+            kin: self.kin.child_of(self.pid),
+            exe: Mutex::new(self.exe()),
+            cmdline: Mutex::new(self.cmdline()),
+            comm: Mutex::new(self.comm()),
+            space: Mutex::new(Some(space)),
+            files: Mutex::new(self.files.lock().clone()),
+            working_directory: Mutex::new(self.working_directory()),
+            umask: AtomicU32::new(self.umask.load(Ordering::Acquire)),
+            signals: Mutex::new(self.signals.lock().of_child()),
+            limits: Mutex::new(*self.limits.lock()),
+            robust_list: Mutex::new(0),
+            ending: Mutex::new(None),
+            outcome: Mutex::new(None),
+            ended: WaitQueue::new(),
+            is_guest: AtomicBool::new(memory == Memory::Borrowed),
+            left_parent: WaitQueue::new(),
+            events: WaitQueue::new(),
+        })
     }
 
     /// Its number.
@@ -208,14 +299,20 @@ impl Process {
 
     /// Path of the program.
     #[must_use]
-    pub fn exe(&self) -> &[u8] {
-        &self.exe
+    pub fn exe(&self) -> Box<[u8]> {
+        self.exe.lock().clone()
     }
 
     /// Arguments, each ended by NUL.
     #[must_use]
-    pub fn cmdline(&self) -> &[u8] {
-        &self.cmdline
+    pub fn cmdline(&self) -> Box<[u8]> {
+        self.cmdline.lock().clone()
+    }
+
+    /// Its parent, its group, its session.
+    #[must_use]
+    pub fn kin(&self) -> &Kin {
+        &self.kin
     }
 
     /// The name shown in lists.
@@ -287,10 +384,17 @@ impl Process {
         *self.outcome.lock()
     }
 
-    /// Sends it a signal. It takes effect when the process next leaves the kernel; a sleep ends for it.
+    /// Sends it a signal. It takes effect when the process next leaves the kernel; a sleep ends for it, whatever it
+    /// sleeps for. One that has ended takes no notice.
     pub fn raise(&self, signal: Signal) {
-        self.signals.lock().raise(signal);
-        self.events.wake_all();
+        let is_urgent = {
+            let mut signals = self.signals.lock();
+            signals.raise(signal);
+            signals.is_urgent()
+        };
+        if is_urgent {
+            sched::interrupt(self);
+        }
     }
 
     /// Wakes its sleeping system call, to look again at what it waits for.
@@ -329,7 +433,7 @@ impl Process {
     pub fn wait(&self) -> Outcome {
         loop {
             if let Some(outcome) = self.outcome() {
-                PROCESSES.lock().remove(&self.pid);
+                forget(self.pid);
                 return outcome;
             }
             self.ended.wait_while(None, &mut || self.outcome().is_none());
@@ -357,14 +461,65 @@ impl Process {
     /// Called by its thread as the last thing it does, when no CPU uses the address space any more: gives back what the
     /// process holds and leaves its outcome.
     pub fn on_thread_exit(&self) {
-        self.files.lock().clear();
         // Taken out under the lock, torn down after it.
+        let files = core::mem::take(&mut *self.files.lock());
+        drop(files);
         let space = self.space.lock().take();
         drop(space);
+        self.leave_parent();
         // A thread that ends without a word was ended from outside.
         let outcome = self.ending.lock().unwrap_or(Outcome::Killed(Signal::KILL));
         *self.outcome.lock() = Some(outcome);
         self.ended.wake_all();
+        self.report_end();
+    }
+
+    /// Lets the parent of a guest go on.
+    fn leave_parent(&self) {
+        if self.is_guest.swap(false, Ordering::AcqRel) {
+            self.left_parent.wake_all();
+        }
+    }
+
+    /// Sleeps until the process is no guest in the caller's memory any more. A signal that the caller cannot outlive
+    /// ends the wait.
+    ///
+    /// # Context
+    /// The parent's thread. May wait.
+    pub fn wait_for_guest(&self, parent: &Self) {
+        let waits = || self.is_guest.load(Ordering::Acquire) && !parent.signals.lock().is_killed();
+        while waits() {
+            self.left_parent.wait_while(None, &mut || waits());
+        }
+    }
+
+    /// Makes the running process, which is this one, run another program. It begins when the caller returns to ring 3
+    /// with the registers that come back.
+    ///
+    /// # Context
+    /// The process's own thread. May wait.
+    pub fn run_program(&self, program: Program) -> TrapFrame {
+        let Program {
+            space,
+            frame,
+            path,
+            exe,
+            cmdline,
+        } = program;
+        space.set_stack_limit(self.limits.lock()[abi::RLIMIT_STACK as usize].soft);
+        let old = self.space.lock().replace(space.clone());
+        sched::change_address_space(space);
+        drop(old);
+        self.leave_parent();
+        thread::current().reset_user_registers();
+        let closed = self.files.lock().take_closed_on_exec();
+        drop(closed);
+        self.signals.lock().exec();
+        *self.robust_list.lock() = 0;
+        self.set_comm(name_of(&path));
+        *self.exe.lock() = exe;
+        *self.cmdline.lock() = cmdline;
+        frame
     }
 
     /// Acts on signals that have arrived: one of them may end the process.
@@ -404,17 +559,63 @@ pub fn spawn(path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Arc<Process>,
 /// [`ExecError::NoMemory`]; nothing is left of it.
 pub fn start(program: Program) -> Result<Arc<Process>, ExecError> {
     let process = Arc::new(Process::new(&program));
-    PROCESSES.lock().insert(process.pid, Arc::clone(&process));
+    remember(&process);
     let frame = program.frame;
     // Only the process is to keep the space.
     drop(program);
     match thread::spawn_user("program", Arc::clone(&process), move || Some(frame)) {
         Ok(_) => Ok(process),
         Err(_) => {
-            PROCESSES.lock().remove(&process.pid);
+            forget(process.pid);
             Err(ExecError::NoMemory)
         }
     }
+}
+
+/// Makes a child of the running process, `parent`, which enters ring 3 with `frame`. `first` runs before that, in the
+/// child.
+///
+/// # Errors
+/// See [`ForkError`]. Nothing is left of the child.
+///
+/// # Context
+/// The parent's thread. May wait.
+///
+/// # Origin
+/// Linux `kernel_clone`.
+pub fn fork(
+    parent: &Process,
+    memory: Memory,
+    frame: TrapFrame,
+    first: impl FnOnce() + Send + 'static,
+) -> Result<Arc<Process>, ForkError> {
+    if PROCESSES.lock().len() >= MAX_PROCESSES {
+        return Err(ForkError::TooMany);
+    }
+    let child = Arc::new(parent.child(memory)?);
+    remember(&child);
+    let started = thread::spawn_copy("program", Arc::clone(&child), move || {
+        first();
+        Some(frame)
+    });
+    match started {
+        Ok(_) => Ok(child),
+        Err(error) => {
+            forget(child.pid);
+            Err(error.into())
+        }
+    }
+}
+
+fn remember(process: &Arc<Process>) {
+    PROCESSES.lock().insert(process.pid, Arc::clone(process));
+}
+
+/// Forgets a number. Whoever holds the process still has it.
+pub(super) fn forget(pid: Pid) {
+    let process = PROCESSES.lock().remove(&pid);
+    // Out of the lock.
+    drop(process);
 }
 
 /// The process of the running thread; `None` in a kernel task.
@@ -435,6 +636,12 @@ pub fn all() -> Vec<Arc<Process>> {
     PROCESSES.lock().values().cloned().collect()
 }
 
+/// Whether a process is as `wanted` says. `wanted` may look at its fields, but at no other process.
+#[must_use]
+pub fn exists_such(wanted: &dyn Fn(&Process) -> bool) -> bool {
+    PROCESSES.lock().values().any(|process| wanted(process))
+}
+
 /// The running process's view of `/proc`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CurrentViewer;
@@ -449,6 +656,6 @@ impl Viewer for CurrentViewer {
     }
 
     fn exe(&self, pid: Pid) -> Option<Box<[u8]>> {
-        find(pid).map(|process| process.exe.clone())
+        find(pid).map(|process| process.exe())
     }
 }

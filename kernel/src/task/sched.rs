@@ -19,6 +19,7 @@ use mm::{Nanos, WaitKey};
 use spin::{Mutex, MutexGuard, Once};
 
 use super::{
+    process::Process,
     space::Space,
     thread::{self, State, Thread},
 };
@@ -339,6 +340,26 @@ pub(super) fn leave_address_space() {
         old
     };
     drop(old);
+}
+
+/// Makes the running thread's process, which has just been given `space`, use it.
+pub(super) fn change_address_space(space: Space) {
+    let old = {
+        let mut scheduler = SCHEDULER.lock();
+        scheduler.activate(space);
+        scheduler.left_space.take()
+    };
+    drop(old);
+}
+
+/// Ends the sleep of a process's thread, whatever it sleeps for: it looks again.
+pub(super) fn interrupt(process: &Process) {
+    let mut scheduler = SCHEDULER.lock();
+    for index in 0..BUCKETS {
+        if !scheduler.waiting[index].is_empty() {
+            scheduler.wake_in(index, |thread| thread.works_for(process));
+        }
+    }
 }
 
 /// Ends the running thread's turn for ever.

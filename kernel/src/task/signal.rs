@@ -2,12 +2,16 @@
 //!
 //! Dispositions, masks and the alternate stack are recorded exactly as a program sets them, and told back exactly.
 //! Handlers are not called yet. So a signal that arrives either is ignored, because the program or its default says
-//! so, or waits, because it is blocked, or ends the program, whatever handler it has; the log then says once that a
-//! handler was there.
+//! so, or waits, because it is blocked, or ends the program, whatever handler it has; the log then says that a handler
+//! was there. A signal whose default is to do nothing stays without effect if it has a handler, logged once: a shell
+//! that wants to hear of its children can do without.
 //!
 //! A fault of the program itself is not sent through here: it always ends the program (`task::fault`).
 
-use core::fmt;
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use linux_abi::{errno::Errno, raw::general as abi};
 
@@ -33,6 +37,10 @@ impl Signal {
     pub const FPE: Self = Self::of(abi::SIGFPE);
     /// Ended by force.
     pub const KILL: Self = Self::of(abi::SIGKILL);
+    /// A write that nobody can ever read.
+    pub const PIPE: Self = Self::of(abi::SIGPIPE);
+    /// A child has ended.
+    pub const CHLD: Self = Self::of(abi::SIGCHLD);
     /// Access to memory that is not there or not allowed.
     pub const SEGV: Self = Self::of(abi::SIGSEGV);
 
@@ -237,8 +245,18 @@ pub enum Delivery {
     },
 }
 
+/// Says once that such a handler is not called.
+fn note_handler_not_called(signal: Signal) -> bool {
+    static LOGGED: AtomicBool = AtomicBool::new(false);
+    // Relaxed: it orders nothing.
+    if !LOGGED.swap(true, Ordering::Relaxed) {
+        crate::log::info!("signal: a handler of {signal} is not called: that is not supported yet");
+    }
+    true
+}
+
 /// Signals of one process (of its one thread).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Signals {
     actions: [Action; NSIG as usize],
     mask: SignalSet,
@@ -256,6 +274,44 @@ impl Signals {
             pending: SignalSet::default(),
             alt_stack: AltStack::NONE,
         }
+    }
+
+    /// What a child begins with: the same, but nothing has arrived.
+    #[must_use]
+    pub fn of_child(&self) -> Self {
+        Self {
+            pending: SignalSet::default(),
+            ..self.clone()
+        }
+    }
+
+    /// What remains for another program: handlers are gone with the old one, and so is the alternate stack.
+    pub fn exec(&mut self) {
+        for action in &mut self.actions {
+            let kept = if action.handler == Action::IGNORE {
+                Action::IGNORE
+            } else {
+                Action::DEFAULT
+            };
+            *action = Action {
+                handler: kept,
+                ..Action::default()
+            };
+        }
+        self.alt_stack = AltStack::NONE;
+    }
+
+    /// Whether children are to be forgotten as they end, without anybody waiting for them.
+    #[must_use]
+    pub fn forgets_children(&self) -> bool {
+        let action = self.action(Signal::CHLD);
+        action.handler == Action::IGNORE || action.flags & u64::from(abi::SA_NOCLDWAIT) != 0
+    }
+
+    /// Whether it has been killed: nothing can keep it from ending.
+    #[must_use]
+    pub fn is_killed(&self) -> bool {
+        self.pending.contains(Signal::KILL)
     }
 
     /// What is to be done about `signal`.
@@ -332,7 +388,7 @@ impl Signals {
             Action::DEFAULT => {
                 signal.is_ignored_by_default() || signal.stops_by_default() && !signal.is_final()
             }
-            _ => false,
+            _ => signal.is_ignored_by_default() && note_handler_not_called(signal),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use core::{fmt, ops::Deref};
 
-use mm::{AddressSpace, AllocError, MmRef};
+use mm::{AddressSpace, AllocError, MapError, MmRef};
 
 use crate::platform::{self, mm};
 
@@ -20,6 +20,14 @@ impl Space {
     /// No memory. Nothing changed.
     pub fn new() -> Result<Self, AllocError> {
         platform::new_space().map(|space| Self(Some(space)))
+    }
+
+    /// Makes an address space that shares all private memory of this one until one of them writes.
+    ///
+    /// # Errors
+    /// No memory. Nothing is left of the copy.
+    pub fn fork(&self) -> Result<Self, MapError> {
+        platform::fork_space(self).map(|space| Self(Some(space)))
     }
 }
 

@@ -79,14 +79,53 @@ unsafe impl Send for Thread {}
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
+/// What a thread begins with in the registers that the kernel keeps for its program.
+struct UserRegisters {
+    fpu: Option<FpuState>,
+    fs_base: u64,
+    gs_base: u64,
+}
+
+impl UserRegisters {
+    /// A kernel thread has none.
+    const NONE: Self = Self {
+        fpu: None,
+        fs_base: 0,
+        gs_base: 0,
+    };
+
+    /// As at the start of a program.
+    fn initial() -> Self {
+        Self {
+            fpu: Some(FpuState::new()),
+            ..Self::NONE
+        }
+    }
+
+    /// Those of the running thread.
+    fn of_running() -> Self {
+        let me = current();
+        Self {
+            fpu: Some(FpuState::of_running()),
+            fs_base: me.fs_base(),
+            gs_base: me.gs_base(),
+        }
+    }
+}
+
 impl Thread {
     fn new(
         name: &'static str,
         stack: KernelStack,
         process: Option<Arc<Process>>,
+        registers: UserRegisters,
         body: Option<Body>,
     ) -> Self {
-        let fpu = process.is_some().then(FpuState::new);
+        let UserRegisters {
+            fpu,
+            fs_base,
+            gs_base,
+        } = registers;
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             name,
@@ -102,8 +141,8 @@ impl Thread {
             body: Mutex::new(body),
             process: Mutex::new(process),
             fpu,
-            fs_base: AtomicU64::new(0),
-            gs_base: AtomicU64::new(0),
+            fs_base: AtomicU64::new(fs_base),
+            gs_base: AtomicU64::new(gs_base),
             ending: AtomicBool::new(false),
             exited: AtomicBool::new(false),
         }
@@ -111,7 +150,7 @@ impl Thread {
 
     /// Returns the record of the thread that has run since boot, on the first stack.
     pub(super) fn boot() -> Arc<Self> {
-        let thread = Self::new("idle", KernelStack::first(), None, None);
+        let thread = Self::new("idle", KernelStack::first(), None, UserRegisters::NONE, None);
         thread.scheduled.state.set(State::Running);
         thread.scheduled.on_cpu.set(true);
         Arc::new(thread)
@@ -133,6 +172,13 @@ impl Thread {
     #[must_use]
     pub fn process(&self) -> Option<Arc<Process>> {
         self.process.lock().clone()
+    }
+
+    /// Whether it runs for `process`.
+    pub(super) fn works_for(&self, process: &Process) -> bool {
+        let own = self.process.lock();
+        own.as_ref()
+            .is_some_and(|own| core::ptr::eq(Arc::as_ptr(own), process))
     }
 
     /// Whether it has ended.
@@ -242,6 +288,13 @@ impl Current {
         unsafe { Msr::KERNEL_GS_BASE.write(base.as_u64()) };
     }
 
+    /// Gives the thread the registers that a program begins with.
+    pub fn reset_user_registers(&self) {
+        FpuState::new().load();
+        self.set_fs_base(VirtAddr::new(0));
+        self.set_gs_base(VirtAddr::new(0));
+    }
+
     /// The base of FS that the thread's program sees.
     #[must_use]
     pub fn fs_base(&self) -> u64 {
@@ -289,6 +342,7 @@ pub fn spawn_kernel(
     spawn(
         name,
         None,
+        UserRegisters::NONE,
         Box::new(|| {
             body();
             None
@@ -306,11 +360,29 @@ pub fn spawn_user(
     process: Arc<Process>,
     body: impl FnOnce() -> Option<TrapFrame> + Send + 'static,
 ) -> Result<Arc<Thread>, StackError> {
-    spawn(name, Some(process), Box::new(body))
+    spawn(name, Some(process), UserRegisters::initial(), Box::new(body))
 }
 
-fn spawn(name: &'static str, process: Option<Arc<Process>>, body: Body) -> Result<Arc<Thread>, StackError> {
-    let thread = Arc::new(Thread::new(name, KernelStack::new()?, process, Some(body)));
+/// As [`spawn_user`], and the thread begins with the floating-point state and the segment bases of the running one.
+///
+/// # Errors
+/// As [`spawn_kernel`].
+pub fn spawn_copy(
+    name: &'static str,
+    process: Arc<Process>,
+    body: impl FnOnce() -> Option<TrapFrame> + Send + 'static,
+) -> Result<Arc<Thread>, StackError> {
+    spawn(name, Some(process), UserRegisters::of_running(), Box::new(body))
+}
+
+fn spawn(
+    name: &'static str,
+    process: Option<Arc<Process>>,
+    registers: UserRegisters,
+    body: Body,
+) -> Result<Arc<Thread>, StackError> {
+    let stack = KernelStack::new()?;
+    let thread = Arc::new(Thread::new(name, stack, process, registers, Some(body)));
     // SAFETY: the stack is new, mapped, and nobody's.
     let stack_pointer = unsafe { context::prepare(thread.stack_top(), start) };
     sched::start(&thread, stack_pointer);

@@ -27,7 +27,7 @@ struct Slot {
 }
 
 /// Descriptors, by number.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct FdTable {
     slots: Vec<Option<Slot>>,
 }
@@ -124,8 +124,14 @@ impl FdTable {
             .ok_or(Errno::EBADF)
     }
 
-    /// Closes all.
-    pub fn clear(&mut self) {
-        self.slots.clear();
+    /// Takes out the files that do not outlive an exec, for the caller to drop when it holds no lock.
+    #[must_use]
+    pub fn take_closed_on_exec(&mut self) -> Vec<Arc<File>> {
+        let closes = |slot: &mut Slot| slot.on_exec == OnExec::Close;
+        self.slots
+            .iter_mut()
+            .filter_map(|slot| slot.take_if(closes))
+            .map(|slot| slot.file)
+            .collect()
     }
 }

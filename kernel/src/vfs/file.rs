@@ -7,17 +7,22 @@
 use alloc::{boxed::Box, vec::Vec};
 
 use linux_abi::{errno::Errno, raw::general as abi};
+use mm::Nanos;
 use spin::Mutex;
 
 use super::{
     dev::Device,
     knob::Knob,
+    pipe,
     proc::{self, Content, TextFile, WordFile},
     root,
     tree::{Kind, LastLink, NodeId, Place, Viewer},
     tty::{self, Stream, Wait},
 };
-use crate::{random, task::process::Pid};
+use crate::{
+    random,
+    task::{process::Pid, wait::WaitQueue},
+};
 
 /// What a file gives and takes.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ enum Object {
     },
     Directory(Place),
     Stream(Stream),
+    PipeReader(pipe::Reader),
+    PipeWriter(pipe::Writer),
     Device {
         node: NodeId,
         device: Device,
@@ -98,6 +105,36 @@ pub struct Readiness {
     pub read: bool,
     /// A write would not wait.
     pub write: bool,
+    /// The other end, which wrote, is gone.
+    pub hangup: bool,
+    /// The other end, which read, is gone.
+    pub error: bool,
+}
+
+impl Readiness {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        read: false,
+        write: false,
+        hangup: false,
+        error: false,
+    };
+}
+
+/// Where polls wait for any file to become ready.
+static READINESS: WaitQueue = WaitQueue::new();
+
+/// Wakes every poll: some file has become ready. To be called after the change.
+pub fn tell_readiness_changed() {
+    READINESS.wake_all();
+}
+
+/// Sleeps once, if `still` returns true, until some file has become ready, a signal arrives, or `deadline`.
+///
+/// # Context
+/// May wait.
+pub fn wait_for_readiness(deadline: Option<Nanos>, still: &mut dyn FnMut() -> bool) {
+    READINESS.wait_while(deadline, still);
 }
 
 /// Flags that stay with the open file.
@@ -252,6 +289,17 @@ impl File {
         })
     }
 
+    /// The two ends of a new pipe: the one to read from, the one to write to. `flags` are those that stay with a file.
+    #[must_use]
+    pub fn pipe(flags: u32) -> (Self, Self) {
+        let (reader, writer) = pipe::new();
+        let others = flags & STATUS_FLAGS;
+        (
+            Self::new(Object::PipeReader(reader), abi::O_RDONLY | others),
+            Self::new(Object::PipeWriter(writer), abi::O_WRONLY | others),
+        )
+    }
+
     /// The flags, as `fcntl(F_GETFL)` tells them.
     #[must_use]
     pub fn flags(&self) -> u32 {
@@ -280,7 +328,10 @@ impl File {
 
     /// Whether it gives and takes a stream of bytes, without a position.
     fn is_stream(&self) -> bool {
-        matches!(self.object, Object::Stream(_))
+        matches!(
+            self.object,
+            Object::Stream(_) | Object::PipeReader(_) | Object::PipeWriter(_)
+        )
     }
 
     /// Checks that it is open for reading.
@@ -344,6 +395,9 @@ impl File {
             Object::Regular { bytes, .. } => Ok(copy_from(bytes, offset, buffer)),
             Object::Directory(_) => Err(Errno::EISDIR),
             Object::Stream(_) => tty::read(buffer, self.wait()),
+            Object::PipeReader(reader) => reader.read(buffer, self.wait()),
+            // Cannot be open for reading.
+            Object::PipeWriter(_) => Err(Errno::EBADF),
             Object::Device {
                 device: Device::Null, ..
             } => Ok(0),
@@ -366,21 +420,25 @@ impl File {
         }
     }
 
-    /// Writes (only streams, devices and knobs take any bytes). Returns how many.
+    /// Writes (only streams, pipes, devices and knobs take any bytes). Returns how many.
     ///
     /// # Errors
-    /// Linux's: `ENOSPC` of `/dev/full`, `EIO` of files in `/proc`, those of [`Knob::store`].
+    /// Linux's: `ENOSPC` of `/dev/full`, `EIO` of files in `/proc`; `EPIPE`, `EAGAIN`, `EINTR` of pipes; those of
+    /// [`Knob::store`].
     pub fn write(&self, bytes: &[u8]) -> Result<usize, Errno> {
         match &self.object {
             Object::Stream(stream) => tty::write(*stream, bytes),
+            Object::PipeWriter(writer) => return writer.write(bytes, self.wait()),
             Object::Device {
                 device: Device::Full, ..
             } => return Err(Errno::ENOSPC),
             Object::Device { .. } => {}
             Object::Knob { knob, .. } => return knob.store(bytes),
             Object::Text { .. } | Object::Words { .. } => return Err(Errno::EIO),
-            // Neither can be opened for writing.
-            Object::Regular { .. } | Object::Directory(_) => return Err(Errno::EBADF),
+            // None of them can be opened for writing.
+            Object::Regular { .. } | Object::Directory(_) | Object::PipeReader(_) => {
+                return Err(Errno::EBADF);
+            }
         }
         Ok(bytes.len())
     }
@@ -396,19 +454,24 @@ impl File {
     /// What a poll finds.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
-        match self.object {
+        match &self.object {
+            Object::PipeReader(reader) => reader.readiness(),
+            Object::PipeWriter(writer) => writer.readiness(),
             Object::Stream(Stream::Stdin | Stream::Both) => Readiness {
                 read: tty::has_input(),
                 write: true,
+                ..Readiness::NONE
             },
             // A pipe's writing end is never ready for reading; a terminal's is when there is input.
             Object::Stream(stream) => Readiness {
                 read: stream.is_terminal() && tty::has_input(),
                 write: true,
+                ..Readiness::NONE
             },
             _ => Readiness {
                 read: true,
                 write: true,
+                ..Readiness::NONE
             },
         }
     }
@@ -455,6 +518,8 @@ impl File {
             Object::Directory(place) | Object::Text { place, .. } | Object::Words { place, .. } => {
                 stat(*place)
             }
+            Object::PipeReader(reader) => pipe_stat(reader.ino()),
+            Object::PipeWriter(writer) => pipe_stat(writer.ino()),
             Object::Stream(stream) if stream.is_terminal() => Stat {
                 ino: 1,
                 mode: abi::S_IFCHR | 0o620,
@@ -462,12 +527,7 @@ impl File {
                 rdev: (5, 1),
                 ..Stat::default()
             },
-            Object::Stream(stream) => Stat {
-                ino: 2 + *stream as u64,
-                mode: abi::S_IFIFO | 0o600,
-                nlink: 1,
-                ..Stat::default()
-            },
+            Object::Stream(stream) => pipe_stat(2 + *stream as u64),
         }
     }
 
@@ -490,6 +550,15 @@ impl File {
         };
         let from = usize::try_from(self.position()).unwrap_or(usize::MAX);
         Ok(list(place).into_iter().skip(from).collect())
+    }
+}
+
+fn pipe_stat(ino: u64) -> Stat {
+    Stat {
+        ino,
+        mode: abi::S_IFIFO | 0o600,
+        nlink: 1,
+        ..Stat::default()
     }
 }
 

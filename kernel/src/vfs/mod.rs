@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   descriptor (small number)  --> File (position, flags) --> Object: bytes of the archive, directory, device,
-//!   table of one process            shared by dup               terminal, text or words of /proc
+//!   table of one process            shared by dup               terminal, pipe, text or words of /proc
 //!                                                                    ^
 //!   path --walk--> Place (node, process) ----------------open--------+
 //! ```
@@ -12,6 +12,7 @@
 //! | [`tree`] | nodes and path walks |
 //! | [`mod@file`] | open files and what can be done with them |
 //! | [`fd`] | the table of descriptors |
+//! | [`pipe`] | pipes |
 //! | [`dev`], [`tty`] | devices; the terminal's line discipline |
 //! | [`knob`] | files that show and change how the kernel works, in `/sys`, `/proc/sys` and debugfs |
 //! | [`proc`] | `/proc`: formats only, the data come from `mm::report` and the process table |
@@ -26,6 +27,7 @@ pub mod fd;
 pub mod file;
 pub mod initramfs;
 pub mod knob;
+pub mod pipe;
 pub mod proc;
 pub mod tree;
 pub mod tty;

@@ -19,6 +19,7 @@ use crate::{
     boot::args::{StreamEnd, args},
     drivers::uart::{self, Read},
     task::{
+        family,
         process::{self, Pid},
         signal::Signal,
     },
@@ -173,7 +174,7 @@ pub fn set_termios(termios: Termios) {
     DISCIPLINE.lock().termios = termios;
 }
 
-/// Who gets the keys: the signals of interrupt keys, and the input that is taken while nobody reads.
+/// The group that gets the keys: the signals of interrupt keys, and the input that is taken while nobody reads.
 static FOREGROUND: Mutex<Option<Pid>> = Mutex::new(None);
 
 /// Most input that is kept for a program that does not read: as Linux.
@@ -283,8 +284,8 @@ fn feed(byte: u8) {
     uart::com1_write(&echo);
     if let Key::Interrupt(signal) = key {
         let foreground = *FOREGROUND.lock();
-        if let Some(process) = foreground.and_then(process::find) {
-            process.raise(signal);
+        if let Some(group) = foreground {
+            family::raise_in_group(group, Some(signal));
         }
     }
 }

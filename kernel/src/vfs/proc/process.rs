@@ -77,7 +77,7 @@ pub(super) fn pad_to_name(out: &mut String, line_start: usize) -> core::fmt::Res
 
 /// `/proc/PID/cmdline`: the arguments as given at exec, each ended by NUL.
 pub(super) fn cmdline(pid: Pid) -> Result<Box<[u8]>, Errno> {
-    find(pid).map(|process| process.cmdline().into())
+    find(pid).map(|process| process.cmdline())
 }
 
 /// `/proc/PID/comm`: the program's name, cut to 15 bytes.
