@@ -89,6 +89,12 @@ impl Kin {
         self.membership.lock().group = group;
     }
 
+    /// Whether another process made it, and not the kernel.
+    #[must_use]
+    pub fn is_child(&self) -> bool {
+        *self.parent.lock() != Parent::Starter
+    }
+
     fn is_child_of(&self, pid: Pid) -> bool {
         *self.parent.lock() == Parent::Process(pid)
     }

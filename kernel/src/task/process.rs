@@ -532,6 +532,9 @@ impl Process {
             log::warn!(
                 "signal: {self:?} ended by {signal}; its handler was not called: that is not supported yet"
             );
+        } else if self.kin.is_child() {
+            // Its parent hears of it.
+            log::debug!("signal: {self:?} ended by {signal}");
         } else {
             log::info!("signal: {self:?} ended by {signal}");
         }

@@ -22,6 +22,10 @@ pub(super) fn cases() -> Vec<Case> {
             kept("views").map(drop)
         }),
         Case::new("abi::signals_are_recorded", || kept("signals").map(drop)),
+        Case::new("abi::processes_fork_exec_wait_and_end", || {
+            kept("tasks").map(drop)
+        }),
+        Case::new("abi::pipes_wait_and_tell_who_is_gone", || kept("pipes").map(drop)),
         Case::new("abi::wild_system_calls_hurt_nobody", wild_calls),
         Case::new("abi::vector_registers_survive_other_programs", vector_registers),
         Case::new("abi::bad_ends_have_their_status", bad_ends),

@@ -53,6 +53,8 @@ pub(super) fn cases() -> Vec<Case> {
         busybox("programs::busybox_cat_sees_an_empty_input", || {
             prints(&["cat"], b"", b"")
         }),
+        busybox("programs::busybox_sh_runs_pipelines_and_subshells", shell_command),
+        busybox("programs::busybox_sh_reads_a_script_from_stdin", shell_script),
         busybox("programs::truncated_elf_is_refused", || {
             refused("truncated", |elf| elf.truncate(1000))
         }),
@@ -114,6 +116,23 @@ fn ends_with(applet: &[&str], status: u8) -> Result<(), Failed> {
     ensure(captured.stdout.is_empty(), || {
         format!("stdout is {:?}", captured.text())
     })
+}
+
+fn shell_command() -> Result<(), Failed> {
+    let script = "echo a | cat; (exit 3); echo $?; echo b c | cat | wc -w; exit 5";
+    let captured = busybox(&["sh", "-c", script], b"")?;
+    ended(&captured, 5)?;
+    ensure(captured.text() == "a\n3\n2\n", || {
+        format!("stdout is {:?}", captured.text())
+    })
+}
+
+/// Reads the script while its commands read nothing of it; substitution, a loop, a signal's status, a missing command.
+fn shell_script() -> Result<(), Failed> {
+    let script = b"x=$(echo inner | cat)\necho \"<$x>\"\nfor i in 1 2 3; do echo $i; done | cat </dev/null\n\
+                   for i in 1 2 3; do echo $i; done | tail -n 1\nsh -c 'kill -9 $$'\necho $?\nnothing-there 2>/dev/null\n\
+                   echo $?\necho gone | true\necho end\n";
+    prints(&["sh"], script, b"<inner>\n3\n137\n127\nend\n")
 }
 
 /// In one trial: a kernel that ran neither would still give one of the two.

@@ -19,6 +19,11 @@ const NEVER: &[i64] = &[
     libc::SYS_exit_group,
     libc::SYS_rt_sigreturn,
     libc::SYS_pause,
+    // Children would go on with all this; an empty pipe is read for ever.
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_pipe,
+    libc::SYS_pipe2,
     libc::SYS_rt_sigsuspend,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_kill,

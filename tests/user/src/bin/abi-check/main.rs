@@ -9,7 +9,9 @@ mod files;
 mod fpu;
 mod fuzz;
 mod memory;
+mod pipes;
 mod signals;
+mod tasks;
 mod views;
 
 use std::process::ExitCode;
@@ -58,6 +60,11 @@ const CASES: &[Case] = &[
         run: memory::check,
     },
     Case {
+        name: "pipes",
+        does: "bytes between processes, waits, ends that are gone, polls",
+        run: pipes::check,
+    },
+    Case {
         name: "signals",
         does: "dispositions, masks, alternate stack",
         run: signals::check,
@@ -66,6 +73,11 @@ const CASES: &[Case] = &[
         name: "views",
         does: "smaps, status, statm, and the switches of huge pages",
         run: views::check,
+    },
+    Case {
+        name: "tasks",
+        does: "fork, exec, wait, kill, groups, orphans",
+        run: tasks::check,
     },
 ];
 
