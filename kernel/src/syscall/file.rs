@@ -253,9 +253,16 @@ pub(super) fn sendfile(call: &Call<'_>) -> Result {
         Some(addr) => addr.read_u64()?,
         None => source.position(),
     };
+    // Offsets are signed; one whose end is not one is no offset.
+    let room = u64::try_from(i64::MAX)
+        .unwrap_or(0)
+        .checked_sub(start)
+        .ok_or(Errno::EINVAL)?;
+    let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
     let count = usize::try_from(call.raw(3))
         .map_err(|_| Errno::EINVAL)?
-        .min(RW_MAX);
+        .min(RW_MAX)
+        .min(room);
     let sent = send(&source, &target, start, count)?;
     match offset {
         Some(addr) => addr.write(&(start + sent as u64).to_le_bytes())?,

@@ -89,7 +89,7 @@ fn identity(out: &mut String, process: &Process) -> fmt::Result {
     writeln!(out, "Tgid:\t{pid}")?;
     writeln!(out, "Ngid:\t0")?;
     writeln!(out, "Pid:\t{pid}")?;
-    writeln!(out, "PPid:\t{}", Pid::INIT)?;
+    writeln!(out, "PPid:\t{}", process.kin().parent())?;
     writeln!(out, "TracerPid:\t0")?;
     // Every program is root's.
     writeln!(out, "Uid:\t0\t0\t0\t0")?;
