@@ -116,8 +116,9 @@ impl State {
 }
 
 fn map(at: u64, order: Order, size: PageSize) -> Result<(), NoMemory> {
+    // The kernel's own needs come before those of programs, which stop at the watermark above the reserve.
     let block: Pfn = mm()
-        .alloc_pages(order, AllocFlags::empty())
+        .alloc_pages(order, AllocFlags::RESERVE)
         .map_err(|_| NoMemory)?;
     paging::map_kernel_page(VirtAddr::new(at), block, size).map_err(|_| {
         mm().free_pages(block, order);

@@ -5,9 +5,7 @@
 //!
 //! Origin: Linux `transparent_hugepage_flags`. Differs: `always` is the default however little memory there is.
 
-use crate::{
-    addr::PMD_SIZE, flags::VmaFlags, memory::Memory, platform::Platform, sync::AtomicU32, vma::VmaInfo,
-};
+use crate::{flags::VmaFlags, memory::Memory, platform::Platform, sync::AtomicU32};
 
 /// Which areas a fault may give a huge page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,13 +100,5 @@ impl<P: Platform> Memory<P> {
     /// Chooses what reading memory that was never written finds from now on.
     pub fn set_zero_reads(&self, reads: ZeroReads) {
         self.settings().zero_reads.store_relaxed(reads as u32);
-    }
-
-    /// Whether a fault in the area could be given a huge page: it may have one, and one fits.
-    #[must_use]
-    pub fn thp_eligible(&self, vma: VmaInfo) -> bool {
-        let (start, end) = (vma.range.start().as_u64(), vma.range.end().as_u64());
-        let last_span = (end & !(PMD_SIZE - 1)).checked_sub(PMD_SIZE);
-        self.thp_mode().allows(vma.flags) && last_span.is_some_and(|span| span >= start)
     }
 }

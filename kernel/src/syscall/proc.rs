@@ -248,16 +248,16 @@ const LIMITS_THAT_HOLD: [u32; 12] = [
 
 /// Makes `limit` hold for `process` from now on.
 fn set_limit(process: &Process, index: usize, limit: Limit) -> core::result::Result<(), Errno> {
-    let mut limits = process.limits().lock();
     let holds = LIMITS_THAT_HOLD.iter().any(|&known| known as usize == index);
-    if !holds && limit.soft != limits[index].soft {
+    let old = process.limits().lock()[index];
+    if !holds && limit.soft != old.soft {
         return unsupported!(
             Errno::EINVAL,
             "setrlimit of resource {index} to {:#x}",
             limit.soft
         );
     }
-    limits[index] = limit;
+    process.limits().lock()[index] = limit;
     if index == abi::RLIMIT_STACK as usize
         && let Some(space) = process.space()
     {

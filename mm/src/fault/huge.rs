@@ -5,7 +5,7 @@ use super::{
     anon::{Existing, NEW_ANON},
 };
 use crate::{
-    addr::{HPAGE_PAGES, Pfn, VirtRange},
+    addr::{HPAGE_PAGES, PMD_SIZE, Pfn, VirtRange},
     address_space::AddressSpace,
     counter::Counter,
     error::{AllocError, VmFault},
@@ -17,7 +17,7 @@ use crate::{
     platform::Platform,
     settings::ThpMode,
     slab::Handle,
-    vma::Vma,
+    vma::{Vma, VmaInfo},
 };
 
 /// How an attempt at a huge page ended.
@@ -34,6 +34,14 @@ pub(super) fn eligible(mode: ThpMode, vma: Handle<Vma>, span: VirtRange) -> bool
 }
 
 impl<P: Platform> Memory<P> {
+    /// Whether a fault in the area could be given a huge page: it may have one, and one fits.
+    #[must_use]
+    pub fn thp_eligible(&self, vma: VmaInfo) -> bool {
+        let (start, end) = (vma.range.start().as_u64(), vma.range.end().as_u64());
+        let last_span = (end & !(PMD_SIZE - 1)).checked_sub(PMD_SIZE);
+        self.thp_mode().allows(vma.flags) && last_span.is_some_and(|span| span >= start)
+    }
+
     /// Maps a new, zeroed huge page where nothing is mapped.
     pub(super) fn fault_new_huge(
         &self,
