@@ -289,10 +289,7 @@ impl<P: Platform> Memory<P> {
             .containing(addr)
             .unwrap_or_else(|| unreachable!("its area was copied first"));
         let folio = self.new_anon_copy(pfn)?;
-        let page = folio.into_raw();
-        self.make_anon(page, vma, addr);
-        self.rmap_new_small(page);
-        self.lru_add(page);
+        let page = self.adopt_new_small(folio, vma, addr);
         self.lock_table(target).set_pte(
             index,
             PteEntry::Present {

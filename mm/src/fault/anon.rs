@@ -2,10 +2,11 @@
 
 use super::{Access, FaultInfo};
 use crate::{
-    addr::{PAGE_BYTES, Pfn},
+    addr::{PAGE_BYTES, Pfn, VirtAddr},
     address_space::AddressSpace,
     error::{AllocError, VmFault},
     flags::{AllocFlags, PageFlags, Prot},
+    folio::Folio,
     memory::Memory,
     order::Order,
     page::{Page, PageState},
@@ -99,6 +100,16 @@ impl<P: Platform> Memory<P> {
         VmFault::Done
     }
 
+    /// Makes a new base page anonymous memory of `vma` at `addr`: identity, mapcount, LRU place. Its reference becomes
+    /// that of the entry that the caller, who holds the table's lock, sets next.
+    pub(crate) fn adopt_new_small<'a>(&self, folio: Folio<'a>, vma: Handle<Vma>, addr: VirtAddr) -> Page<'a> {
+        let page = folio.into_raw();
+        self.make_anon(page, vma, addr.align_down(PAGE_BYTES));
+        self.rmap_new_small(page);
+        self.lru_add(page);
+        page
+    }
+
     fn fault_new_small(
         &self,
         space: &AddressSpace,
@@ -117,11 +128,7 @@ impl<P: Platform> Memory<P> {
             self.put(folio);
             return Ok(VmFault::Retry);
         }
-        self.make_anon(page, vma, fault.addr.align_down(PAGE_BYTES));
-        self.rmap_new_small(page);
-        self.lru_add(page);
-        // From here on the entry is the one that holds the reference.
-        let page = folio.into_raw();
+        let page = self.adopt_new_small(folio, vma, fault.addr);
         let marks = Marks::of_access(fault.access);
         ptes.set_pte(
             index,

@@ -15,7 +15,7 @@
 
 use super::{FaultInfo, anon::NEW_ANON};
 use crate::{
-    addr::{PAGE_BYTES, Pfn, VirtRange},
+    addr::{Pfn, VirtRange},
     address_space::AddressSpace,
     counter::Counter,
     error::{AllocError, VmFault},
@@ -87,7 +87,6 @@ impl<P: Platform> Memory<P> {
             self.put(held);
             copy?
         };
-        let page = folio.page();
         let index = Level::Pte.index(fault.addr);
         let range = VirtRange::page(fault.addr);
         let ptes = self.lock_table(table);
@@ -96,10 +95,7 @@ impl<P: Platform> Memory<P> {
             self.put(folio);
             return Ok(VmFault::Retry);
         }
-        self.make_anon(page, vma, fault.addr.align_down(PAGE_BYTES));
-        self.rmap_new_small(page);
-        self.lru_add(page);
-        let page = folio.into_raw();
+        let page = self.adopt_new_small(folio, vma, fault.addr);
         // Out, flushed, then in: no CPU may read the old page after another has written the new one.
         ptes.swap(index, 0);
         self.platform().flush_tlb(space.cpus(), range, Stride::Page);
