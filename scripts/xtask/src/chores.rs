@@ -149,7 +149,7 @@ fn cargo(arguments: &[&str]) -> Outcome {
 }
 
 /// Cargo in the workspace, without what the cargo that runs us says about our own package.
-fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in env::vars() {
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {

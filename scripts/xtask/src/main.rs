@@ -3,6 +3,7 @@
 //! Depends on nothing of ours and on no other crate, so that it builds in a second and runs when the rest does not.
 #![forbid(unsafe_code)]
 
+mod bench_guest;
 mod chores;
 mod floors;
 mod page_types;
@@ -22,6 +23,7 @@ Usage: cargo xtask CHORE [ARGS]
   floors                    fails when a module of `mm` uses one of a higher floor (table in mm/docs/design.md)
   miri [ARGS]               the unit tests of mm and linux-abi under Miri (ARGS go to the tests)
   bench [ARGS]              the benches of mm (ARGS go to them)
+  bench-guest               what operations cost in guest instructions, beside Linux 6.1 (boots a machine; a minute)
   undump [INPUT [OUTPUT]]   turns the console's `dump` text back into a file (default: standard input, NAME.bin)
   page-types [--no-download]
                             builds Linux's page-types from package linux-source-6.1, outside this repository, and
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Some("floors") => floors::run(root(), &rest),
         Some("miri") => chores::miri(&rest),
         Some("bench") => chores::bench(&rest),
+        Some("bench-guest") => bench_guest::run(&rest),
         Some("undump") => undump::run(&rest),
         Some("page-types") => page_types::run(&rest),
         Some("help" | "-h" | "--help") => {

@@ -17,6 +17,7 @@ pub(super) fn cases() -> Vec<Case> {
     let busybox = |name, run| Case::needing(name, NEEDS_BUSYBOX, run);
     vec![
         Case::new("programs::demonstration_keeps_its_promises", demonstration),
+        Case::new("programs::guest_bench_measures_every_row", measurement),
         Case::new("programs::missing_program_is_named", missing_program),
         Case::new("programs::text_is_no_program", text),
         Case::new("programs::null_write_exits_139_and_says_where", || {
@@ -154,6 +155,29 @@ pub(super) fn demonstrated(captured: &Captured) -> Result<(), Failed> {
         })?;
     }
     Ok(())
+}
+
+/// Rows of `guest-bench`.
+const BENCH_ROWS: usize = 17;
+
+/// The measuring program gets a number for each row, and leaves the memory in order. What the numbers are is not for a
+/// build with debug assertions on a busy computer to say.
+fn measurement() -> Result<(), Failed> {
+    let captured = bench::run(&bench::machine()?, b"run guest-bench\ncheck\npoweroff 9\n")?;
+    ended(&captured, 9)?;
+    let text = captured.text();
+    let is_row = |line: &&str| {
+        let number = line
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.parse::<u64>().ok());
+        number.is_some_and(|number| number > 0)
+    };
+    let rows = text.lines().filter(is_row).count();
+    let is_right = rows == BENCH_ROWS && text.contains("all of memory is in order");
+    ensure(is_right, || {
+        format!("{rows} rows of {BENCH_ROWS}, or the memory is not in order:\n{text}")
+    })
 }
 
 /// Empty arguments, spaces, commas and quotes travel unchanged.
