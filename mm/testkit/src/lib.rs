@@ -6,6 +6,7 @@
 //! | [`scenario`] | rows of the specification, each a list of steps, and what runs them | anywhere, no heap |
 //! | `machine` | a simulated machine that notices what hardware forgives | host |
 //! | `sim` | that machine booted, and processes on it | host |
+//! | `fixture` | what tests of huge pages begin with, and the numbers they compare | host |
 //!
 //! Tests that need the simulated machine live in `mm/testkit/tests`: inside `mm`'s own unit tests it would be linked
 //! against a second copy of `mm`.
@@ -14,6 +15,8 @@
 pub mod oracle;
 pub mod scenario;
 
+#[cfg(feature = "std")]
+pub mod fixture;
 #[cfg(feature = "std")]
 pub mod machine;
 #[cfg(feature = "std")]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use mm::{Pfn, check::Owners, flags::AllocFlags, order::Order, platform::CpuId};
 use mm_testkit::{
+    fixture::cases,
     machine::on_cpu,
     sim::{Config, Sim},
 };
@@ -181,17 +182,9 @@ fn step(sim: &Sim, model: &mut Model, op: &Op) {
     }
 }
 
-/// How many sequences to try: `PROPTEST_CASES`, or so many.
-fn cases(otherwise: u32) -> u32 {
-    std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(otherwise)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { cases(64) },
+        cases: cases(64, 2),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

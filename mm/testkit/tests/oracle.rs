@@ -1,6 +1,9 @@
 //! The oracle judged: its rules against the truth, and its golden rows.
 
-use mm_testkit::oracle::{MAX_MAPPERS, N, Row, Shares, Subpages, Thp};
+use mm_testkit::{
+    fixture::cases,
+    oracle::{MAX_MAPPERS, N, Row, Shares, Subpages, Thp},
+};
 use proptest::prelude::*;
 
 const A: usize = 0;
@@ -116,17 +119,9 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// How many sequences to try: `PROPTEST_CASES`, or so many.
-fn cases(otherwise: u32) -> u32 {
-    std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(otherwise)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 4 } else { cases(1500) },
+        cases: cases(1500, 4),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

@@ -12,6 +12,7 @@ use mm::{
     VirtAddr, VirtRange, VmaFlags, platform::CpuId,
 };
 use mm_testkit::{
+    fixture::cases,
     machine::Walk,
     oracle::{N, Subpages, Thp},
     scenario::{HOME, HUGE},
@@ -589,17 +590,9 @@ fn play(ops: &[(usize, Op)]) {
     assert_eq!(sim.nr_free_pages(), before);
 }
 
-/// How many sequences to try: `PROPTEST_CASES`, or so many.
-fn cases(otherwise: u32) -> u32 {
-    std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(otherwise)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { cases(96) },
+        cases: cases(96, 2),
         failure_persistence: None,
         max_shrink_iters: 2000,
         ..ProptestConfig::default()

@@ -27,6 +27,7 @@
 
 mod tlb;
 mod walk;
+mod watch;
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
@@ -42,11 +43,13 @@ use std::{
 use mm::{
     addr::{PAGE_SIZE, PMD_SIZE, Pfn, VirtRange},
     platform::{CpuId, CpuMask, MAX_CPUS, Nanos, Platform, Stride, WaitKey},
+    trace::Event,
 };
 
 pub use self::{
     tlb::{Tlb, TlbEntry},
     walk::{Leaf, Walk, entry_bits},
+    watch::HeldFlush,
 };
 
 thread_local! {
@@ -124,6 +127,10 @@ pub struct SimMachine {
     sleepers: Mutex<Sleepers>,
     alarm: Condvar,
     check_use: AtomicBool,
+    /// Where a test wants a flush to stop.
+    gate: Mutex<Option<watch::Gate>>,
+    recording: AtomicBool,
+    events: Mutex<Vec<Event>>,
 }
 
 // SAFETY: the memory is reached through raw pointers whose users (mm, under its locks) decide who may touch what; the
@@ -182,6 +189,9 @@ impl SimMachine {
             }),
             alarm: Condvar::new(),
             check_use: AtomicBool::new(true),
+            gate: Mutex::new(None),
+            recording: AtomicBool::new(false),
+            events: Mutex::new(Vec::new()),
         }
     }
 
@@ -389,6 +399,7 @@ impl Drop for WalkGuard {
 unsafe impl Platform for SimMachine {
     type PreemptGuard = PreemptGuard;
     type WalkGuard = WalkGuard;
+    const TRACE: bool = true;
 
     fn window(&self) -> *mut u8 {
         self.memory
@@ -413,6 +424,7 @@ unsafe impl Platform for SimMachine {
                 }
             }
         }
+        self.stop_at_gate();
     }
 
     fn lockless_walk(&self) -> WalkGuard {
@@ -479,6 +491,10 @@ unsafe impl Platform for SimMachine {
             sleepers = self.alarm.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
         }
         sleepers.sleeping -= 1;
+    }
+
+    fn trace(&self, event: Event) {
+        self.record(event);
     }
 
     fn wake(&self, key: WaitKey) {

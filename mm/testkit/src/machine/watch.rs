@@ -1,0 +1,79 @@
+//! How a test watches the machine and stops it in the middle of an operation.
+//!
+//! ```text
+//!   test                               thread that runs an operation of mm
+//!   hold_next_flush() ─┐
+//!   HeldFlush::wait() ─┼── flush_tlb: translations dropped; here it stands, with every lock that it holds
+//!   anything           │
+//!   drop(HeldFlush) ───┴── flush_tlb returns
+//! ```
+//! So a race is one fixed order of steps and not a matter of luck.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use mm::trace::Event;
+
+use super::{Ordering, SimMachine, lock};
+
+/// The next flush, which stands still until this is dropped.
+#[must_use = "the flush goes on when this is dropped"]
+pub struct HeldFlush {
+    reached: Receiver<()>,
+    /// Dropping it is what lets the flush go on.
+    _go: Sender<()>,
+}
+
+/// The other end, with the flush.
+pub(super) struct Gate {
+    reached: Sender<()>,
+    go: Receiver<()>,
+}
+
+impl HeldFlush {
+    /// Waits until the flush is there.
+    ///
+    /// # Panics
+    /// If the machine went away without one.
+    pub fn wait(&self) {
+        self.reached.recv().expect("a flush comes");
+    }
+}
+
+impl SimMachine {
+    /// Lets the next flush, on whatever CPU, stop after it has dropped its translations.
+    pub fn hold_next_flush(&self) -> HeldFlush {
+        let (tell, reached) = channel();
+        let (go, wait) = channel();
+        *lock(&self.gate) = Some(Gate {
+            reached: tell,
+            go: wait,
+        });
+        HeldFlush { reached, _go: go }
+    }
+
+    /// Stops where a test wants it.
+    pub(super) fn stop_at_gate(&self) {
+        let gate = lock(&self.gate).take();
+        if let Some(gate) = gate
+            && gate.reached.send(()).is_ok()
+        {
+            // Nothing is ever sent: it ends when the other end is dropped.
+            let _ = gate.go.recv();
+        }
+    }
+
+    /// Runs `f` and returns what happened to pages meanwhile, on all CPUs.
+    pub fn events_of<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<Event>) {
+        lock(&self.events).clear();
+        self.recording.store(true, Ordering::Relaxed);
+        let result = f();
+        self.recording.store(false, Ordering::Relaxed);
+        (result, core::mem::take(&mut *lock(&self.events)))
+    }
+
+    pub(super) fn record(&self, event: Event) {
+        if self.recording.load(Ordering::Relaxed) {
+            lock(&self.events).push(event);
+        }
+    }
+}
