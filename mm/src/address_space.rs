@@ -60,6 +60,32 @@ impl VmKind {
     }
 }
 
+/// What a process may not exceed, in bytes; `u64::MAX`: no limit. Who sets it also says when: nothing that is there
+/// already goes away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum Limit {
+    /// All areas together (`RLIMIT_AS`).
+    Total,
+    /// Areas that are [data](VmKind::Data), and they alone (`RLIMIT_DATA`, since Linux 30bdbb78009e not the stack).
+    Data,
+    /// What [`Self::Data`] may be raised to. While that is 0, this one holds instead.
+    DataCeiling,
+    /// A stack that grows (`RLIMIT_STACK`).
+    Stack,
+    /// Areas that are locked into memory (`RLIMIT_MEMLOCK`).
+    Locked,
+}
+
+const NR_LIMITS: usize = 5;
+
+/// Limits of a space that nobody limited.
+const DEFAULT_LIMITS: [u64; NR_LIMITS] = {
+    let mut limits = [u64::MAX; NR_LIMITS];
+    limits[Limit::Stack as usize] = DEFAULT_STACK_LIMIT;
+    limits
+};
+
 /// An address space. See the module's head.
 #[derive(Debug)]
 pub struct AddressSpace {
@@ -73,6 +99,7 @@ pub struct AddressSpace {
     exec_vm: AtomicU64,
     stack_vm: AtomicU64,
     data_vm: AtomicU64,
+    locked_vm: AtomicU64,
     rss_anon: AtomicU64,
     users: AtomicU32,
     code_start: AtomicU64,
@@ -80,7 +107,11 @@ pub struct AddressSpace {
     brk_start: AtomicU64,
     brk_end: AtomicU64,
     mmap_top: AtomicU64,
-    stack_limit: AtomicU64,
+    limits: [AtomicU64; NR_LIMITS],
+    /// Most pages that all areas ever spanned, as of the last time that they shrank.
+    peak_vm: AtomicU64,
+    /// Most resident pages, as of the last time that some went.
+    peak_rss: AtomicU64,
 }
 
 /// A user of an address space. Dropping one without [`Memory::put_space`] leaks the space.
@@ -114,6 +145,7 @@ impl AddressSpace {
             exec_vm: AtomicU64::new(0),
             stack_vm: AtomicU64::new(0),
             data_vm: AtomicU64::new(0),
+            locked_vm: AtomicU64::new(0),
             rss_anon: AtomicU64::new(0),
             users: AtomicU32::new(1),
             code_start: AtomicU64::new(0),
@@ -121,7 +153,9 @@ impl AddressSpace {
             brk_start: AtomicU64::new(0),
             brk_end: AtomicU64::new(0),
             mmap_top: AtomicU64::new(USER_END),
-            stack_limit: AtomicU64::new(DEFAULT_STACK_LIMIT),
+            limits: DEFAULT_LIMITS.map(AtomicU64::new),
+            peak_vm: AtomicU64::new(0),
+            peak_rss: AtomicU64::new(0),
         }
     }
 
@@ -187,6 +221,12 @@ impl AddressSpace {
         self.vm_total(kind).load_relaxed()
     }
 
+    /// Base pages that areas span which are locked into memory.
+    #[must_use]
+    pub fn locked_pages(&self) -> u64 {
+        self.locked_vm.load_relaxed()
+    }
+
     fn vm_total(&self, kind: VmKind) -> &AtomicU64 {
         match kind {
             VmKind::Exec => &self.exec_vm,
@@ -236,15 +276,61 @@ impl AddressSpace {
         self.mmap_top.store_relaxed(top & !(PAGE_BYTES - 1));
     }
 
-    /// How many bytes a stack may grow to.
+    /// How many bytes are allowed.
     #[must_use]
-    pub fn stack_limit(&self) -> u64 {
-        self.stack_limit.load_relaxed()
+    pub fn limit(&self, limit: Limit) -> u64 {
+        self.limits[limit as usize].load_relaxed()
     }
 
-    /// Sets how many bytes a stack may grow to (`RLIMIT_STACK`).
-    pub fn set_stack_limit(&self, bytes: u64) {
-        self.stack_limit.store_relaxed(bytes);
+    /// Sets how many bytes are allowed from now on.
+    pub fn set_limit(&self, limit: Limit, bytes: u64) {
+        self.limits[limit as usize].store_relaxed(bytes);
+    }
+
+    /// Whether an area with these flags may come to span `pages` more.
+    ///
+    /// Origin: Linux `may_expand_vm` (84638335900f, v4.5).
+    #[must_use]
+    pub(crate) fn may_expand(&self, flags: VmaFlags, pages: u64) -> bool {
+        let fits =
+            |pages_now: u64, limit| (pages_now + pages).saturating_mul(PAGE_BYTES) <= self.limit(limit);
+        if !fits(self.total_vm_pages(), Limit::Total) {
+            return false;
+        }
+        let data = match self.limit(Limit::Data) {
+            0 => Limit::DataCeiling,
+            _ => Limit::Data,
+        };
+        VmKind::of(flags) != Some(VmKind::Data) || fits(self.vm_pages(VmKind::Data), data)
+    }
+
+    /// Whether an area with these flags may come to span `pages` more as far as locking goes.
+    #[must_use]
+    pub(crate) fn may_lock_more(&self, flags: VmaFlags, pages: u64) -> bool {
+        let locked = (self.locked_pages() + pages).saturating_mul(PAGE_BYTES);
+        !flags.contains(VmaFlags::LOCKED) || locked <= self.limit(Limit::Locked)
+    }
+
+    /// Most base pages that all areas ever spanned together.
+    #[must_use]
+    pub fn peak_vm_pages(&self) -> u64 {
+        self.peak_vm.load_relaxed().max(self.total_vm_pages())
+    }
+
+    /// Says what the peak is, where areas are counted twice in passing.
+    pub(crate) fn set_peak_vm(&self, pages: u64) {
+        self.peak_vm.store_relaxed(pages);
+    }
+
+    /// Most resident base pages since the beginning, or since [`Self::reset_peak_rss`].
+    #[must_use]
+    pub fn peak_rss_pages(&self) -> u64 {
+        self.peak_rss.load_relaxed().max(self.rss_pages())
+    }
+
+    /// Lets the peak of resident pages be what is resident now.
+    pub fn reset_peak_rss(&self) {
+        self.peak_rss.store_relaxed(self.rss_pages());
     }
 
     /// The heap: from where it began to its current end, both as `brk` sees them (not page aligned at the top).
@@ -274,28 +360,44 @@ impl AddressSpace {
             (&self.brk_start, &parent.brk_start),
             (&self.brk_end, &parent.brk_end),
             (&self.mmap_top, &parent.mmap_top),
-            (&self.stack_limit, &parent.stack_limit),
         ];
         pairs
-            .iter()
+            .into_iter()
+            .chain(self.limits.iter().zip(&parent.limits))
             .for_each(|(ours, theirs)| ours.store_relaxed(theirs.load_relaxed()));
     }
 
     pub(crate) fn add_rss(&self, pages: i64) {
+        if pages < 0 {
+            raise(&self.peak_rss, self.rss_pages());
+        }
         add(&self.rss_anon, pages);
     }
 
     /// Counts `pages` more, or fewer, that areas with these flags span.
     pub(crate) fn add_vm(&self, flags: VmaFlags, pages: i64) {
+        if pages < 0 {
+            raise(&self.peak_vm, self.total_vm_pages());
+        }
         add(&self.total_vm, pages);
         if let Some(kind) = VmKind::of(flags) {
             add(self.vm_total(kind), pages);
+        }
+        if flags.contains(VmaFlags::LOCKED) {
+            add(&self.locked_vm, pages);
         }
     }
 
     /// Whether `more` areas are still allowed.
     pub(crate) fn has_room_for_areas(&self, more: u32) -> bool {
         self.nr_areas() + more <= MAX_AREAS
+    }
+}
+
+/// Keeps the larger of what was and what is. Two that raise it at once may leave the smaller: a peak is an estimate.
+fn raise(peak: &AtomicU64, now: u64) {
+    if peak.load_relaxed() < now {
+        peak.store_relaxed(now);
     }
 }
 

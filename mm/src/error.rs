@@ -18,7 +18,8 @@ pub struct AllocError {
 pub enum MapError {
     /// No record, table or page could be had. What was done so far stays valid and the operation may be repeated.
     NoMemory(AllocError),
-    /// No hole of that size is left, or there would be too many areas. Nothing changed.
+    /// No hole of that size is left, there would be too many areas, or a limit of the process is reached. Nothing
+    /// changed.
     NoSpace,
     /// Part of the range is not mapped. What Linux does before it notices is done.
     NotMapped,
@@ -26,11 +27,25 @@ pub enum MapError {
     Occupied,
     /// The arguments make no sense together. Nothing changed.
     Invalid,
+    /// What is to be changed is no area, or reaches over the end of one. Nothing changed.
+    BadRange,
+    /// More would be locked into memory than the process may have locked. Nothing changed.
+    LockLimit,
 }
 
 impl From<AllocError> for MapError {
     fn from(error: AllocError) -> Self {
         Self::NoMemory(error)
+    }
+}
+
+/// What a fault that somebody else brought about comes to for him.
+impl From<VmFault> for MapError {
+    fn from(fault: VmFault) -> Self {
+        match fault {
+            VmFault::NeedMemory(error) => Self::NoMemory(error),
+            VmFault::SigSegv(_) | VmFault::SigBus | VmFault::Done | VmFault::Retry => Self::NotMapped,
+        }
     }
 }
 
@@ -63,8 +78,12 @@ pub enum SegvReason {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(i32)]
 pub enum Errno {
+    /// Not now.
+    Again = 11,
     /// Out of memory or of address space.
     NoMem = 12,
+    /// Not an address of the program's.
+    Fault = 14,
     /// The place is taken.
     Exist = 17,
     /// Arguments make no sense.
@@ -77,6 +96,8 @@ impl From<MapError> for Errno {
             MapError::NoMemory(_) | MapError::NoSpace | MapError::NotMapped => Self::NoMem,
             MapError::Occupied => Self::Exist,
             MapError::Invalid => Self::Inval,
+            MapError::BadRange => Self::Fault,
+            MapError::LockLimit => Self::Again,
         }
     }
 }

@@ -130,6 +130,12 @@ bitflags! {
         const MAYEXEC = 0x40;
         /// Grows down: a stack.
         const GROWSDOWN = 0x100;
+        /// Its pages stay in memory (`mlock`).
+        const LOCKED = 0x2000;
+        /// `MADV_SEQUENTIAL` was given.
+        const SEQ_READ = 0x8000;
+        /// `MADV_RANDOM` was given.
+        const RAND_READ = 0x1_0000;
         /// `fork` leaves it out (`MADV_DONTFORK`).
         const DONTCOPY = 0x0002_0000;
         /// The child of a `fork` finds zeroes there (`MADV_WIPEONFORK`).
@@ -138,11 +144,19 @@ bitflags! {
         const ACCOUNT = 0x0010_0000;
         /// `MAP_NORESERVE`.
         const NORESERVE = 0x0020_0000;
+        /// With [`Self::LOCKED`]: pages are not faulted in for it (`MLOCK_ONFAULT`).
+        const LOCKONFAULT = 0x0008_0000;
+        /// Dumps of the program leave it out (`MADV_DONTDUMP`).
+        const DONTDUMP = 0x0400_0000;
+        /// All of it counts as written since `clear_refs`: it is new, or moved.
+        const SOFTDIRTY = 0x0800_0000;
         /// `MADV_HUGEPAGE` was given.
         const HUGEPAGE = 0x2000_0000;
         /// `MADV_NOHUGEPAGE` was given.
         const NOHUGEPAGE = 0x4000_0000;
 
+        /// How it is locked into memory.
+        const LOCK = Self::LOCKED.bits() | Self::LOCKONFAULT.bits();
         /// The three current rights.
         const ACCESS = 0x7;
         /// What `mprotect` may always grant on private anonymous memory.

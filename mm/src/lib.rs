@@ -8,7 +8,7 @@
 //! ```text
 //! F9 report     kpageflags kpagecount pagemap smaps · check            accepts any page, takes no sleeping lock of its own
 //! F8 policy     deferred_split
-//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · zap · protect · pin · split_pmd · split_folio
+//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · mremap · mlock · zap · protect · pin · split_pmd · split_folio
 //! F6 relations  rmap
 //! F5 spaces     address_space · vma
 //! F4 tables     pgtable: entry, table, cursor, gather
@@ -38,6 +38,8 @@ pub mod folio;
 pub mod fork;
 pub mod mapping;
 pub mod memory;
+pub mod mlock;
+pub mod mremap;
 pub mod order;
 pub mod page;
 pub mod pgtable;
@@ -62,13 +64,14 @@ pub use addr::{
     ENTRIES, HPAGE_PAGES, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Pfn, PfnRange, PhysAddr, USER_END,
     VirtAddr, VirtRange,
 };
-pub use address_space::{AddressSpace, MmRef, VmKind};
+pub use address_space::{AddressSpace, Limit, MmRef, VmKind};
 pub use counter::Counter;
 pub use error::{AllocError, Errno, MapError, SegvReason, VmFault};
 pub use fault::{Access, FaultInfo};
 pub use flags::{AllocFlags, PageFlags, Prot, VmaFlags};
 pub use mapping::{Advice, MapRequest, Place};
 pub use memory::Memory;
+pub use mremap::{Destination, Remains, Remap};
 pub use order::{Order, PMD_ORDER};
 pub use platform::{CpuId, CpuMask, MAX_CPUS, Nanos, Platform, Stride, WaitKey};
 pub use settings::{ThpMode, ZeroReads};

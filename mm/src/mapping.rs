@@ -76,7 +76,10 @@ impl<P: Platform> Memory<P> {
         let len = len.ok_or(MapError::NoSpace)?;
         let _mmap = space.lock().write(self.platform());
         let range = self.find_place(space, request, len)?;
-        if !space.has_room_for_areas(1) {
+        let replaced = || covered_pages(space, range);
+        let allowed = space.may_expand(flags, range.nr_pages())
+            || space.may_expand(flags, range.nr_pages() - replaced());
+        if !allowed || !space.has_room_for_areas(1) {
             return Err(MapError::NoSpace);
         }
         self.unmap_locked(space, range)?;
@@ -85,7 +88,12 @@ impl<P: Platform> Memory<P> {
         Ok(range.start())
     }
 
-    fn find_place(&self, space: &AddressSpace, request: MapRequest, len: u64) -> Result<VirtRange, MapError> {
+    pub(crate) fn find_place(
+        &self,
+        space: &AddressSpace,
+        request: MapRequest,
+        len: u64,
+    ) -> Result<VirtRange, MapError> {
         let areas = space.areas();
         let exactly = || {
             let why = if request.hint.is_multiple_of(PAGE_BYTES) {
@@ -115,7 +123,7 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Finds the highest room for `len` bytes.
-    fn find_hole(&self, space: &AddressSpace, len: u64) -> Result<VirtRange, MapError> {
+    pub(crate) fn find_hole(&self, space: &AddressSpace, len: u64) -> Result<VirtRange, MapError> {
         let end = space
             .areas()
             .highest_hole(len, space.mmap_limits())
@@ -134,7 +142,7 @@ impl<P: Platform> Memory<P> {
     }
 
     /// [`Memory::munmap`] under the mmap lock held for writing.
-    fn unmap_locked(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
+    pub(crate) fn unmap_locked(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
         let Some(first) = space.areas().overlapping(range).next() else {
             return Ok(());
         };
@@ -232,10 +240,11 @@ impl<P: Platform> Memory<P> {
         }
         // Like Linux: a page stays free between the heap and what lies above it.
         let is_free = space.areas().is_free_with_room(range, PAGE_BYTES);
-        if !is_free || !space.has_room_for_areas(1) {
+        let flags = VmaFlags::from_prot(Prot::READ | Prot::WRITE) | VmaFlags::PRIVATE_ANON;
+        let allowed = space.may_expand(flags, range.nr_pages());
+        if !is_free || !allowed || !space.has_room_for_areas(1) {
             return Err(MapError::NoSpace);
         }
-        let flags = VmaFlags::from_prot(Prot::READ | Prot::WRITE) | VmaFlags::PRIVATE_ANON;
         let vma = self.insert_area(space, Vma::new(space.handle(), range, flags))?;
         self.merge_area(space, vma);
         Ok(())
@@ -296,6 +305,15 @@ impl<P: Platform> Memory<P> {
             from = merged.end();
         }
     }
+}
+
+/// How many pages of `range` areas span.
+fn covered_pages(space: &AddressSpace, range: VirtRange) -> u64 {
+    let parts = space.areas().overlapping(range);
+    parts
+        .filter_map(|vma| vma.range().intersect(range))
+        .map(VirtRange::nr_pages)
+        .sum()
 }
 
 /// Whether areas cover all of `range`.

@@ -28,10 +28,11 @@ impl<P: Platform> Memory<P> {
     ///
     /// # Errors
     /// [`MapError::NotMapped`]: part of the range is a hole; up to there the rights are changed (as Linux does).
-    /// [`MapError::NoSpace`], [`MapError::NoMemory`]: an area could not be cut; no right changed.
+    /// [`MapError::NoSpace`]: an area would become more data than the process may have; up to there the rights are
+    /// changed, too. [`MapError::NoSpace`], [`MapError::NoMemory`]: an area could not be cut; no right changed.
     pub fn mprotect(&self, space: &AddressSpace, range: VirtRange, prot: Prot) -> Result<(), MapError> {
         let _mmap = space.lock().write(self.platform());
-        let mapped = covered(space, range);
+        let mut mapped = covered(space, range);
         self.isolate_range(space, range)?;
         let mut gather = Gather::new(self, space.tables());
         let mut reached = range.start();
@@ -41,6 +42,10 @@ impl<P: Platform> Memory<P> {
             }
             reached = vma.end();
             let flags = (vma.flags() & !VmaFlags::ACCESS) | VmaFlags::from_prot(prot);
+            if turns_into_too_much_data(space, vma, flags) {
+                mapped = Err(MapError::NoSpace);
+                break;
+            }
             self.set_area_flags(space, vma, flags);
             self.protect_pages(space, vma, &mut gather);
         }
@@ -121,4 +126,10 @@ impl<P: Platform> Memory<P> {
     fn rights_for(&self, vma: Handle<Vma>, pfn: Pfn, now: Prot) -> Prot {
         self.rights_of_entry(self.pages().page(pfn), vma, now)
     }
+}
+
+/// Whether the process has all the data that it may have, and these flags make the area data too.
+fn turns_into_too_much_data(space: &AddressSpace, vma: Handle<Vma>, flags: VmaFlags) -> bool {
+    let pages = vma.range().nr_pages();
+    flags.contains(VmaFlags::WRITE) && !space.may_expand(flags, pages) && space.may_expand(vma.flags(), pages)
 }

@@ -99,7 +99,7 @@ pub fn load_file(file: &[u8], path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Res
     map_stack(&space, &image, &stack)?;
     set_code_bounds(&space, &image);
     space.set_brk_base(image.brk);
-    space.set_stack_limit(STACK_LIMIT);
+    space.set_limit(mm::Limit::Stack, STACK_LIMIT);
     space.set_mmap_top(VirtAddr::new(InitialStack::TOP - STACK_RESERVE));
     Ok(Program {
         frame: TrapFrame::new_user(image.entry, stack.pointer()),

@@ -1,10 +1,13 @@
-//! Memory: `mmap`, `munmap`, `mprotect`, `madvise`, `brk`.
+//! Memory: `mmap`, `munmap`, `mprotect`, `mremap`, `madvise`, `brk`.
 //!
 //! Only private anonymous memory exists. The checks here are those that Linux makes before it looks at the areas; the
 //! rest is `mm`'s.
 
 use linux_abi::{errno::Errno, raw::general as abi};
-use mm::{Access, Advice, MapRequest, PAGE_BYTES, Place, Prot, USER_END, VirtAddr, VirtRange, VmaFlags};
+use mm::{
+    Access, Advice, Destination, MapRequest, PAGE_BYTES, Place, Prot, Remains, Remap, USER_END, VirtAddr,
+    VirtRange, VmaFlags,
+};
 
 use super::{Call, Result, unsupported};
 use crate::{platform::mm, task::space::Space};
@@ -29,7 +32,9 @@ fn space(call: &Call<'_>) -> core::result::Result<Space, Errno> {
 
 fn errno(error: mm::MapError) -> Errno {
     match mm::Errno::from(error) {
+        mm::Errno::Again => Errno::EAGAIN,
         mm::Errno::NoMem => Errno::ENOMEM,
+        mm::Errno::Fault => Errno::EFAULT,
         mm::Errno::Exist => Errno::EEXIST,
         mm::Errno::Inval => Errno::EINVAL,
     }
@@ -169,6 +174,38 @@ pub(super) fn mprotect(call: &Call<'_>) -> Result {
     let space = space(call)?;
     mm().mprotect(&space, range, rights(prot)).map_err(errno)?;
     Ok(0)
+}
+
+/// `mremap(addr, old_len, new_len, flags, new_addr)`.
+pub(super) fn mremap(call: &Call<'_>) -> Result {
+    const KNOWN: u64 = (abi::MREMAP_MAYMOVE | abi::MREMAP_FIXED | abi::MREMAP_DONTUNMAP) as u64;
+    let [addr, old_len, new_len, flags, new_addr, _] = [0, 1, 2, 3, 4, 5].map(|index| call.raw(index));
+    let has = |flag: u32| flags & u64::from(flag) != 0;
+    let must_move = has(abi::MREMAP_FIXED) || has(abi::MREMAP_DONTUNMAP);
+    if flags & !KNOWN != 0 || (must_move && !has(abi::MREMAP_MAYMOVE)) {
+        return Err(Errno::EINVAL);
+    }
+    let destination = match (has(abi::MREMAP_FIXED), must_move, has(abi::MREMAP_MAYMOVE)) {
+        (true, ..) => Destination::Fixed(new_addr),
+        (false, true, _) => Destination::Hint(new_addr),
+        (false, false, true) => Destination::Anywhere,
+        (false, false, false) => Destination::Stay,
+    };
+    let remains = if has(abi::MREMAP_DONTUNMAP) {
+        Remains::EmptyArea
+    } else {
+        Remains::Nothing
+    };
+    let request = Remap {
+        addr,
+        old_len,
+        new_len,
+        destination,
+        remains,
+    };
+    let space = space(call)?;
+    let start = mm().mremap(&space, request).map_err(errno)?;
+    Ok(start.as_u64())
 }
 
 /// `madvise(addr, len, advice)`.

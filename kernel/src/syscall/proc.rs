@@ -19,7 +19,7 @@ use crate::{
     random,
     task::{
         family::Kin,
-        process::{self, Limit, NR_LIMITS, Outcome, Pid, Process},
+        process::{self, Limit, NR_LIMITS, Outcome, Pid, Process, limit_memory},
         sched, thread,
     },
     version,
@@ -229,9 +229,13 @@ fn read_limit(addr: UserAddr, index: usize) -> core::result::Result<Limit, Errno
     Ok(Limit { soft, hard })
 }
 
-/// What is limited here, or could not be: there are no files to write, no core dumps, no real-time tasks, nothing is
-/// locked, and resident sizes Linux does not limit either. The rest cannot be limited yet, so it is not pretended.
-const LIMITS_THAT_HOLD: [u32; 12] = [
+/// What is limited here, or could not be: there are no files to write, no core dumps, no real-time tasks, resident sizes
+/// Linux does not limit either, and locked memory and processes not for the superuser, which everybody is. The rest
+/// cannot be limited yet, so it is not pretended.
+const LIMITS_THAT_HOLD: [u32; 15] = [
+    abi::RLIMIT_AS,
+    abi::RLIMIT_DATA,
+    abi::RLIMIT_NPROC,
     abi::RLIMIT_NOFILE,
     abi::RLIMIT_STACK,
     abi::RLIMIT_FSIZE,
@@ -257,11 +261,13 @@ fn set_limit(process: &Process, index: usize, limit: Limit) -> core::result::Res
             limit.soft
         );
     }
-    process.limits().lock()[index] = limit;
-    if index == abi::RLIMIT_STACK as usize
-        && let Some(space) = process.space()
-    {
-        space.set_stack_limit(limit.soft);
+    let limits = {
+        let mut limits = process.limits().lock();
+        limits[index] = limit;
+        *limits
+    };
+    if let Some(space) = process.space() {
+        limit_memory(&space, &limits);
     }
     Ok(())
 }

@@ -56,6 +56,7 @@ table! {
     __NR_access "access" => path::access,
     __NR_pipe "pipe" => file::pipe,
     __NR_sched_yield "sched_yield" => proc::sched_yield,
+    __NR_mremap "mremap" => mem::mremap,
     __NR_madvise "madvise" => mem::madvise,
     __NR_dup "dup" => file::dup,
     __NR_dup2 "dup2" => file::dup2,

@@ -141,6 +141,21 @@ fn default_limits() -> [Limit; NR_LIMITS] {
     limits
 }
 
+/// Makes the limits of a process hold in its memory. `RLIMIT_MEMLOCK` does not: every program is the superuser's, whom
+/// Linux lets lock what he likes (`CAP_IPC_LOCK`).
+pub fn limit_memory(space: &Space, limits: &[Limit; NR_LIMITS]) {
+    let of = |resource: u32| limits[resource as usize];
+    let data = of(abi::RLIMIT_DATA);
+    for (limit, bytes) in [
+        (mm::Limit::Stack, of(abi::RLIMIT_STACK).soft),
+        (mm::Limit::Total, of(abi::RLIMIT_AS).soft),
+        (mm::Limit::Data, data.soft),
+        (mm::Limit::DataCeiling, data.hard),
+    ] {
+        space.set_limit(limit, bytes);
+    }
+}
+
 /// Where paths that do not begin with `/` begin.
 #[derive(Clone, Debug)]
 pub struct WorkingDirectory {
@@ -506,7 +521,7 @@ impl Process {
             exe,
             cmdline,
         } = program;
-        space.set_stack_limit(self.limits.lock()[abi::RLIMIT_STACK as usize].soft);
+        limit_memory(&space, &self.limits.lock());
         let old = self.space.lock().replace(space.clone());
         sched::change_address_space(space);
         drop(old);

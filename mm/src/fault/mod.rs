@@ -24,7 +24,7 @@ mod zero;
 
 use crate::{
     addr::{PAGE_BYTES, STACK_GUARD_BYTES, VirtAddr, VirtRange},
-    address_space::{AddressSpace, MIN_ADDR},
+    address_space::{AddressSpace, Limit, MIN_ADDR},
     counter::Counter,
     error::{AllocError, SegvReason, VmFault},
     flags::{Prot, VmaFlags},
@@ -173,7 +173,10 @@ impl<P: Platform> Memory<P> {
             if vma.start() <= start {
                 return VmFault::Retry;
             }
-            if !vma.flags().contains(VmaFlags::GROWSDOWN) || vma.end() - start > space.stack_limit() {
+            let grown = (vma.start() - start) / PAGE_BYTES;
+            let allowed =
+                vma.end() - start <= space.limit(Limit::Stack) && space.may_expand(vma.flags(), grown);
+            if !vma.flags().contains(VmaFlags::GROWSDOWN) || !allowed {
                 return refused;
             }
             let crowded = space.areas().before(vma.start()).is_some_and(|below| {

@@ -67,6 +67,23 @@ impl<P: Platform> Drop for PtLock<'_, P> {
     }
 }
 
+/// The locks of two tables, in the order in which they were named, or of one that was named twice.
+#[must_use]
+pub(crate) enum PtLockPair<'m, P: Platform> {
+    Same(PtLock<'m, P>),
+    Two(PtLock<'m, P>, PtLock<'m, P>),
+}
+
+impl<'m, P: Platform> PtLockPair<'m, P> {
+    /// The first table named, and the second.
+    pub(crate) fn both(&self) -> (&PtLock<'m, P>, &PtLock<'m, P>) {
+        match self {
+            Self::Same(one) => (one, one),
+            Self::Two(first, second) => (first, second),
+        }
+    }
+}
+
 /// "No table" in a deposit link; frame 0 never holds a page table of ours (it is never given to the allocator as a
 /// table because links of 0 mean none).
 const NO_TABLE: u64 = 0;
@@ -124,6 +141,21 @@ impl<P: Platform> Memory<P> {
             table: self.table(pfn),
             page,
             _preempt: preempt,
+        }
+    }
+
+    /// Takes the locks of two tables of one level in the order of their frames, or the one lock if they are the same:
+    /// whoever needs two comes here, so that nobody takes them the other way round.
+    pub(crate) fn lock_tables(&self, a: Pfn, b: Pfn) -> PtLockPair<'_, P> {
+        if a == b {
+            return PtLockPair::Same(self.lock_table(a));
+        }
+        let low = self.lock_table(a.min(b));
+        let high = self.lock_table(a.max(b));
+        if a < b {
+            PtLockPair::Two(low, high)
+        } else {
+            PtLockPair::Two(high, low)
         }
     }
 
