@@ -32,6 +32,8 @@ counters! {
     NrActiveAnon => "nr_active_anon",
     /// Base pages in slabs that reclaim cannot shrink.
     NrSlabUnreclaimable => "nr_slab_unreclaimable",
+    /// Base pages of anonymous memory that were taken off the LRU lists to be moved.
+    NrIsolatedAnon => "nr_isolated_anon",
     /// Distinct base pages of anonymous memory that some page table maps (invariant I7).
     NrAnonPages => "nr_anon_pages",
     /// Huge pages that some PMD maps. Counted in huge pages, not base pages.
@@ -46,6 +48,16 @@ counters! {
     PgFault => "pgfault",
     /// Write faults on shared memory that found it was theirs alone by then.
     PgReuse => "pgreuse",
+    /// Base pages moved to other frames.
+    PgMigrateSuccess => "pgmigrate_success",
+    /// Base pages that were to be moved and could not be.
+    PgMigrateFail => "pgmigrate_fail",
+    /// Huge pages moved whole.
+    ThpMigrationSuccess => "thp_migration_success",
+    /// Huge pages that were to be moved and could not be, whole or in parts.
+    ThpMigrationFail => "thp_migration_fail",
+    /// Huge pages split in order to move their parts.
+    ThpMigrationSplit => "thp_migration_split",
     /// Huge pages put in by a page fault.
     ThpFaultAlloc => "thp_fault_alloc",
     /// Faults that wanted a huge page and got a small one because none was free.

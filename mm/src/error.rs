@@ -78,16 +78,24 @@ pub enum SegvReason {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(i32)]
 pub enum Errno {
-    /// Not now.
+    /// Nothing is there.
+    NoEnt = 2,
+    /// It did not work now and may work later.
     Again = 11,
     /// Out of memory or of address space.
     NoMem = 12,
-    /// Not an address of the program's.
+    /// Others have it too.
+    Access = 13,
+    /// No such memory.
     Fault = 14,
+    /// It is in use, or of a kind that this is not done to.
+    Busy = 16,
     /// The place is taken.
     Exist = 17,
     /// Arguments make no sense.
     Inval = 22,
+    /// This is not done to such memory at all.
+    NoSys = 38,
 }
 
 impl From<MapError> for Errno {

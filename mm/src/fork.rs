@@ -77,7 +77,7 @@ impl<P: Platform> Memory<P> {
         let Some(anon_vma) = vma.anon_vma() else {
             return Ok(());
         };
-        self.join_anon_vma(copy, anon_vma);
+        self.join_anon_vma_behind(copy, vma, anon_vma);
         let mut copied = Ok(());
         self.for_each_pmd(parent.tables(), vma.range(), &mut |slot, chunk| {
             if copied.is_ok() {

@@ -7,8 +7,8 @@
 //! A file may use its own floor where that is said, and any floor below; never one above.
 //! ```text
 //! F9 report     kpageflags kpagecount pagemap smaps · check            accepts any page, takes no sleeping lock of its own
-//! F8 policy     deferred_split
-//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · mremap · mlock · zap · protect · pin · split_pmd · split_folio
+//! F8 policy     deferred_split · migrate
+//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · mremap · mlock · zap · protect · pin · split_pmd · split_folio · migration_entry
 //! F6 relations  rmap
 //! F5 spaces     address_space · vma
 //! F4 tables     pgtable: entry, table, cursor, gather
@@ -38,6 +38,8 @@ pub mod folio;
 pub mod fork;
 pub mod mapping;
 pub mod memory;
+pub mod migrate;
+mod migration_entry;
 pub mod mlock;
 pub mod mremap;
 pub mod order;

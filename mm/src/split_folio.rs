@@ -24,23 +24,16 @@
 //! that is replaced for the split never puts the page on the deferred queue.
 
 use crate::{
-    addr::{HPAGE_PAGES, VirtRange},
+    addr::HPAGE_PAGES,
     anon_vma::AnonVma,
     counter::Counter,
-    flags::{PageFlags, Prot, VmaFlags},
-    folio::{Folio, FolioLocked},
+    flags::PageFlags,
+    folio::{Folio, FolioLocked, IsolatedList},
     memory::Memory,
+    migration_entry::{Move, WholePmd},
     order::PMD_ORDER,
     page::{Page, PageState},
-    pgtable::{
-        MigrationKind, PmdEntry, PteEntry, RawPte,
-        cursor::{Level, pmd_chunks},
-    },
-    platform::{Platform, Stride},
-    rmap::{
-        Run,
-        walk::{Place, pages},
-    },
+    platform::Platform,
     slab::Handle,
 };
 
@@ -85,22 +78,49 @@ impl<P: Platform> Memory<P> {
         locked: FolioLocked<'m, P>,
         subpage: u32,
     ) -> Split<'m, P> {
-        let head = folio.page();
-        match self.try_split(head) {
+        let head = self.split_locked(folio, locked)?;
+        let kept = head.offset(subpage % HPAGE_PAGES);
+        for page in (0..HPAGE_PAGES)
+            .map(|i| head.offset(i))
+            .filter(|&page| page != kept)
+        {
+            drop(self.adopt_lock(page));
+            self.put_refs(page, 1);
+        }
+        Ok((Folio::from_raw(kept), self.adopt_lock(kept)))
+    }
+
+    /// Splits an isolated huge page into base pages that go on `list`, unlocked and isolated, those that nothing maps
+    /// too.
+    ///
+    /// # Errors
+    /// As [`Memory::split_folio`]; the page is still isolated.
+    pub(crate) fn split_isolated<'m>(
+        &'m self,
+        folio: Folio<'m>,
+        locked: FolioLocked<'m, P>,
+        list: &mut IsolatedList<'m, P>,
+    ) -> Result<(), (SplitError, Folio<'m>, FolioLocked<'m, P>)> {
+        let head = self.split_locked(folio, locked)?;
+        for page in (0..HPAGE_PAGES).map(|i| head.offset(i)) {
+            drop(self.adopt_lock(page));
+            list.push_back(Folio::from_raw(page));
+        }
+        Ok(())
+    }
+
+    /// Splits, and leaves every one of the base pages locked and with one reference of the split's, all of which are the
+    /// caller's to give back. Returns the first page.
+    fn split_locked<'m>(
+        &'m self,
+        folio: Folio<'m>,
+        locked: FolioLocked<'m, P>,
+    ) -> Result<Page<'m>, (SplitError, Folio<'m>, FolioLocked<'m, P>)> {
+        match self.try_split(folio.page()) {
             Ok(()) => {
                 self.add(Counter::ThpSplitPage, 1);
-                let kept = head.offset(subpage % HPAGE_PAGES);
-                // Every page is locked and has a reference of the split's now; all but one are given back.
                 locked.forget();
-                core::mem::forget(folio);
-                for page in (0..HPAGE_PAGES)
-                    .map(|i| head.offset(i))
-                    .filter(|&page| page != kept)
-                {
-                    drop(self.adopt_lock(page));
-                    self.put_refs(page, 1);
-                }
-                Ok((Folio::from_raw(kept), self.adopt_lock(kept)))
+                Ok(folio.into_raw())
             }
             Err(error) => {
                 if error != SplitError::NotHuge {
@@ -137,97 +157,19 @@ impl<P: Platform> Memory<P> {
             let _walk = anon_vma.lock().write(self.platform());
             let index = head.index();
             self.for_each_place(&anon_vma, index, HPAGE_PAGES, &mut |place| {
-                self.unmap_for_split(head, place)
+                self.install_migration_entries(head, place, WholePmd::Split);
             });
             let result = self.freeze_and_tear(head, anon_vma);
+            // Nothing moved, but what the entries named may be base pages by now.
+            let moved = Move::new(head.pfn(), HPAGE_PAGES, head);
             self.for_each_place(&anon_vma, index, HPAGE_PAGES, &mut |place| {
-                self.remap_after_split(head, place)
+                self.remove_migration_entries(moved, place);
             });
             result
         };
         // Whoever found a page being moved looks again.
         self.platform().wake(key);
         result
-    }
-
-    /// Replaces every entry in `place` that maps part of the folio by one that says it is being moved.
-    fn unmap_for_split(&self, head: Page<'_>, place: Place) {
-        let space = place.vma.space();
-        for chunk in pmd_chunks(place.range) {
-            let Some(slot) = self.pmd_slot(space.tables(), chunk.start()) else {
-                continue;
-            };
-            if let PmdEntry::Huge { pfn, .. } = self.table(slot.table).pmd(slot.index)
-                && pfn == head.pfn()
-            {
-                self.split_pmd_slot(&space, slot);
-            }
-            // A walker that must not miss a mapping takes the table's lock even if the entries look empty: whoever
-            // has just cleared one may not have changed the counts yet (C5).
-            let pmds = self.lock_table(slot.table);
-            let PmdEntry::Table(table) = pmds.pmd(slot.index) else {
-                continue;
-            };
-            drop(pmds);
-            self.unmap_ptes_for_split(head, &space, table, chunk);
-        }
-    }
-
-    fn unmap_ptes_for_split(
-        &self,
-        head: Page<'_>,
-        space: &crate::address_space::AddressSpace,
-        table: crate::addr::Pfn,
-        chunk: VirtRange,
-    ) {
-        let ptes = self.lock_table(table);
-        let mut batch: Option<Run<'_>> = None;
-        let mut removed = 0;
-        let remove = |run: Option<Run<'_>>| {
-            if let Some(run) = run {
-                self.rmap_remove_ptes_for_migration(run);
-            }
-        };
-        for addr in pages(chunk) {
-            let slot = Level::Pte.index(addr);
-            let PteEntry::Present { pfn, .. } = ptes.pte(slot) else {
-                continue;
-            };
-            let page = self.pages().page(pfn);
-            if page.head() != head {
-                continue;
-            }
-            let PteEntry::Present { prot, marks, .. } = RawPte(ptes.swap(slot, hidden(page))).decode() else {
-                continue;
-            };
-            let kind = match (prot.contains(Prot::WRITE), page.has(PageFlags::EXCLUSIVE)) {
-                (true, _) => MigrationKind::Write,
-                (false, true) => MigrationKind::ReadExclusive,
-                (false, false) => MigrationKind::Read,
-            };
-            if marks.dirty && !head.has(PageFlags::DIRTY) {
-                head.set_flags(PageFlags::DIRTY);
-            }
-            ptes.set_pte(slot, PteEntry::Migration { pfn, kind, marks });
-            removed += 1;
-            batch = Some(match batch.take() {
-                Some(run) if run.is_followed_by(page) => run.grown(),
-                full => {
-                    remove(full);
-                    Run::of(page)
-                }
-            });
-        }
-        remove(batch);
-        if removed > 0 {
-            self.platform().flush_tlb(space.cpus(), chunk, Stride::Page);
-            // The entries' references; the caller's own keeps the folio.
-            let last = head.ref_sub_and_test(removed);
-            crate::vm_assert!(
-                !last,
-                "{head:?}: a folio that is being split lost its last reference"
-            );
-        }
     }
 
     /// Freezes the folio and makes base pages of it.
@@ -260,48 +202,4 @@ impl<P: Platform> Memory<P> {
         head.ref_thaw(1);
         Ok(())
     }
-
-    /// Makes every entry in `place` that says a part of the folio is being moved lead to that part again, be it a base
-    /// page by now or not.
-    fn remap_after_split(&self, head: Page<'_>, place: Place) {
-        let space = place.vma.space();
-        for chunk in pmd_chunks(place.range) {
-            let Some(slot) = self.pmd_slot(space.tables(), chunk.start()) else {
-                continue;
-            };
-            let PmdEntry::Table(table) = self.table(slot.table).pmd(slot.index) else {
-                continue;
-            };
-            let ptes = self.lock_table(table);
-            for addr in pages(chunk) {
-                let slot = Level::Pte.index(addr);
-                let PteEntry::Migration { pfn, kind, marks } = ptes.pte(slot) else {
-                    continue;
-                };
-                if pfn < head.pfn() || pfn.since(head.pfn()) >= HPAGE_PAGES {
-                    continue;
-                }
-                let page = self.pages().page(pfn);
-                self.get_refs(page.head(), 1);
-                self.rmap_restore(page, kind != MigrationKind::Read);
-                // The area may have lost its right to write meanwhile (S17): what the entry remembers is not enough.
-                let may_write = kind == MigrationKind::Write && place.vma.flags().contains(VmaFlags::WRITE);
-                let prot = place.vma.prot();
-                let prot = if may_write { prot } else { prot & !Prot::WRITE };
-                ptes.set_pte(slot, PteEntry::Present { pfn, prot, marks });
-            }
-        }
-    }
-}
-
-/// What stands in the entry while its marks are collected: the hardware must not see it.
-fn hidden(page: Page<'_>) -> u64 {
-    let (kind, marks) = (MigrationKind::Read, crate::pgtable::entry::Marks::default());
-    PteEntry::Migration {
-        pfn: page.pfn(),
-        kind,
-        marks,
-    }
-    .encode()
-    .0
 }

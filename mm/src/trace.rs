@@ -33,4 +33,9 @@ pub enum Event {
         /// Head of the page that it maps.
         pfn: Pfn,
     },
+    /// Somebody went over all places where a page may be mapped, holding its anon_vma's lock.
+    RmapWalk {
+        /// Linear index of the page's first subpage.
+        index: u64,
+    },
 }

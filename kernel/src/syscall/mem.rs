@@ -32,11 +32,15 @@ fn space(call: &Call<'_>) -> core::result::Result<Space, Errno> {
 
 fn errno(error: mm::MapError) -> Errno {
     match mm::Errno::from(error) {
+        mm::Errno::NoEnt => Errno::ENOENT,
         mm::Errno::Again => Errno::EAGAIN,
         mm::Errno::NoMem => Errno::ENOMEM,
+        mm::Errno::Access => Errno::EACCES,
         mm::Errno::Fault => Errno::EFAULT,
+        mm::Errno::Busy => Errno::EBUSY,
         mm::Errno::Exist => Errno::EEXIST,
         mm::Errno::Inval => Errno::EINVAL,
+        mm::Errno::NoSys => Errno::ENOSYS,
     }
 }
 

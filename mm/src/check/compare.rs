@@ -137,6 +137,10 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         };
         let (flag, seen) = place(PageFlags::LRU, Seen::LRU);
         about(page, Rule::Lru, seen, flag)?;
+        // Anonymous memory that is on no list is on its way somewhere.
+        if page.is_anon() && flag == 0 {
+            self.sums.isolated += u64::from(page.compound_order().nr_pages());
+        }
         let (flag, seen) = place(PageFlags::QUEUED, Seen::QUEUED);
         about(page, Rule::DeferredQueue, seen, flag)?;
         let (flag, seen) = place(PageFlags::PGTABLE, Seen::TABLE);
@@ -216,6 +220,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             (Counter::NrSlabUnreclaimable, sums.slabs),
             (Counter::NrInactiveAnon, inactive),
             (Counter::NrActiveAnon, active),
+            (Counter::NrIsolatedAnon, sums.isolated),
             // What was handed out and not given back is what is not free now.
             (
                 Counter::PgAlloc,

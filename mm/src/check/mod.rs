@@ -148,6 +148,7 @@ struct Sums {
     slabs: u64,
     slab_objects: u64,
     lru: [u64; 2],
+    isolated: u64,
     areas: u64,
     anon_vmas: u64,
 }

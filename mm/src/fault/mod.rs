@@ -142,10 +142,13 @@ impl<P: Platform> Memory<P> {
             ) => pfn,
             _ => return VmFault::Retry,
         };
-        // Whoever moves the page rewrites the entry before waking: so to look again after queueing loses nothing.
-        let key = self.migration_key(self.pages().page(moving));
-        self.platform()
-            .wait(key, None, &mut || self.leaf(space.tables(), fault.addr) == seen);
+        // Whoever moves the page rewrites the entry before waking: so to look again after queueing loses nothing. The
+        // key too, because the page may have been freed, and the frame begun a new life, before it was read.
+        let page = self.pages().page(moving);
+        let key = self.migration_key(page);
+        self.platform().wait(key, None, &mut || {
+            self.leaf(space.tables(), fault.addr) == seen && self.migration_key(page) == key
+        });
         VmFault::Retry
     }
 

@@ -2,6 +2,7 @@
 //!
 //! A page joins at the fault that creates it and leaves when it is freed; being on a list takes no reference. The
 //! `LRU` flag is set exactly while the page is linked, and changes under the node's LRU lock together with the counts.
+//! Whoever wants to move a page takes it off first (see [`super::IsolatedList`]): only one can.
 
 use crate::{
     counter::Counter,
@@ -98,5 +99,39 @@ impl<P: Platform> Memory<P> {
         let kind = LruKind::of(before);
         lru.list_mut(kind).remove(head);
         self.add(kind.counter(), -i64::from(head.compound_order().nr_pages()));
+    }
+
+    /// Takes a page that somebody holds a reference to off its list, to be put back by [`Memory::lru_putback`]; whether
+    /// it is active stays noted in its flags. Returns false if it is on no list: somebody else has isolated it.
+    pub(super) fn lru_isolate(&self, head: Page<'_>) -> bool {
+        let mut lru = self.node_of(head.pfn()).lru().lock(self.platform());
+        let before = head.clear_flags(PageFlags::LRU);
+        if !before.contains(PageFlags::LRU) {
+            return false;
+        }
+        let kind = LruKind::of(before);
+        lru.list_mut(kind).remove(head);
+        let pages = i64::from(head.compound_order().nr_pages());
+        self.add(kind.counter(), -pages);
+        self.add(Counter::NrIsolatedAnon, pages);
+        true
+    }
+
+    /// Puts an isolated page back on a list.
+    pub(super) fn lru_putback(&self, head: Page<'_>) {
+        self.lru_add(head);
+        self.add(
+            Counter::NrIsolatedAnon,
+            -i64::from(head.compound_order().nr_pages()),
+        );
+    }
+
+    /// An isolated page will not come back to a list: it is about to be freed.
+    pub(super) fn lru_discard(&self, head: Page<'_>) {
+        head.clear_flags(PageFlags::ACTIVE | PageFlags::UNEVICTABLE | PageFlags::MLOCKED);
+        self.add(
+            Counter::NrIsolatedAnon,
+            -i64::from(head.compound_order().nr_pages()),
+        );
     }
 }

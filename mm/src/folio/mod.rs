@@ -12,10 +12,12 @@
 //! off the deferred split queue, before the allocator sees it (invariant I8).
 
 mod deferred;
+mod isolate;
 mod lock;
 mod lru;
 
 pub use deferred::DeferredQueue;
+pub use isolate::IsolatedList;
 pub use lock::FolioLocked;
 pub use lru::{LruKind, LruLists};
 

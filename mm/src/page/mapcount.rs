@@ -255,6 +255,14 @@ impl<'a> Locked<'a> {
         });
     }
 
+    /// Marks `nr` subpages from `first` as mapped by one process only.
+    pub(crate) fn set_exclusive(&self, first: u32, nr: u32) {
+        self.change_tails(first, nr, |state| state | u64::from(PageFlags::EXCLUSIVE.bits()));
+        if first == 0 {
+            self.head.set_flags(PageFlags::EXCLUSIVE);
+        }
+    }
+
     /// Takes the exclusive mark off `nr` subpages from `first`.
     pub(crate) fn clear_exclusive(&self, first: u32, nr: u32) {
         self.change_tails(first, nr, |state| state & !u64::from(PageFlags::EXCLUSIVE.bits()));

@@ -156,29 +156,60 @@ impl<P: Platform> Memory<P> {
         Mapcount::map_ptes(&folio, run.first, run.nr);
     }
 
-    /// A migration entry became a PTE again; `exclusive`: the page was this process's alone and is so still.
-    pub(crate) fn rmap_restore(&self, page: Page<'_>, exclusive: bool) {
-        let run = Run::of(page);
+    /// Migration entries became PTEs again that map `run`; `exclusive`: the pages were this process's alone and are so
+    /// still. Returns how many of them no entry mapped.
+    pub(crate) fn rmap_restore_ptes(&self, run: Run<'_>, exclusive: bool) -> u32 {
         let fresh = if run.head.compound_order() == Order::ZERO {
             if exclusive {
-                page.set_flags(PageFlags::EXCLUSIVE);
+                run.head.set_flags(PageFlags::EXCLUSIVE);
             }
-            u32::from(page.map_small())
+            u32::from(run.head.map_small())
         } else {
             let folio = run.head.lock_mapcount(self.platform());
+            if exclusive {
+                folio.set_exclusive(run.first, run.nr);
+            }
             Mapcount::map_ptes(&folio, run.first, run.nr)
         };
         self.add(Counter::NrAnonPages, i64::from(fresh));
+        fresh
     }
 
-    /// PTEs that map `run` became migration entries. The folio is about to be split, so a part of it that nothing maps
-    /// is no case for the deferred queue.
+    /// A migration entry became a PMD again that maps the huge page at `head`; as for PTEs.
+    pub(crate) fn rmap_restore_pmd(&self, head: Page<'_>, exclusive: bool) -> u32 {
+        let folio = head.lock_mapcount(self.platform());
+        if exclusive {
+            head.set_flags(PageFlags::EXCLUSIVE);
+        }
+        if folio.counts().entire == 0 {
+            self.add(Counter::NrAnonThps, 1);
+        }
+        let fresh = Mapcount::map_pmd(&folio);
+        self.add(Counter::NrAnonPages, i64::from(fresh));
+        fresh
+    }
+
+    /// PTEs that map `run` became migration entries, which remember whether the pages were exclusive. The folio is
+    /// about to be split or moved, so a part of it that nothing maps is no case for the deferred queue.
     pub(crate) fn rmap_remove_ptes_for_migration(&self, run: Run<'_>) {
         if run.head.compound_order() == Order::ZERO {
+            run.head.clear_flags(PageFlags::EXCLUSIVE);
             return self.rmap_remove_ptes(run);
         }
         let folio = run.head.lock_mapcount(self.platform());
+        folio.clear_exclusive(run.first, run.nr);
         let gone = Mapcount::unmap_ptes(&folio, run.first, run.nr);
+        self.add(Counter::NrAnonPages, -i64::from(gone.pages));
+    }
+
+    /// A PMD that maps the huge page at `head` became a migration entry; as for PTEs.
+    pub(crate) fn rmap_remove_pmd_for_migration(&self, head: Page<'_>) {
+        let folio = head.lock_mapcount(self.platform());
+        head.clear_flags(PageFlags::EXCLUSIVE);
+        let gone = Mapcount::unmap_pmd(&folio);
+        if gone.last_pmd {
+            self.add(Counter::NrAnonThps, -1);
+        }
         self.add(Counter::NrAnonPages, -i64::from(gone.pages));
     }
 

@@ -19,6 +19,7 @@ use crate::{
     },
     platform::Platform,
     slab::Handle,
+    trace::Event,
     vma::Vma,
 };
 
@@ -63,6 +64,9 @@ impl<P: Platform> Memory<P> {
         nr: u32,
         visit: &mut dyn FnMut(Place),
     ) {
+        if P::TRACE {
+            self.platform().trace(Event::RmapWalk { index });
+        }
         self.for_each_area_of(anon_vma, &mut |vma| {
             let area_first = vma.linear_index(vma.start());
             let (from, to) = (index.max(area_first), index + u64::from(nr));

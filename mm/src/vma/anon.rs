@@ -82,6 +82,27 @@ impl<P: Platform> Memory<P> {
         push(anon_vma, vma);
     }
 
+    /// Puts the copy of an area that `fork` makes on the list, as a new user of it, right behind the original. Entries go
+    /// from the original to the copy under both tables' locks: a walk that comes to the original first finds each of
+    /// them there, or later in the copy, and misses none.
+    pub(crate) fn join_anon_vma_behind(
+        &self,
+        copy: Handle<Vma>,
+        original: Handle<Vma>,
+        anon_vma: Handle<AnonVma>,
+    ) {
+        anon_vma.get(1);
+        let _lock = anon_vma.lock().write(self.platform());
+        copy.anon_vma.set(Some(anon_vma));
+        let next = original.on_list.next.get();
+        copy.on_list.prev.set(Some(original));
+        copy.on_list.next.set(next);
+        original.on_list.next.set(Some(copy));
+        if let Some(next) = next {
+            next.on_list.prev.set(Some(copy));
+        }
+    }
+
     /// Takes an area off its list. From then on no rmap walk finds its page tables.
     pub(crate) fn leave_anon_vma(&self, vma: Handle<Vma>) {
         let Some(anon_vma) = vma.anon_vma() else { return };

@@ -49,7 +49,7 @@ use mm::{
 pub use self::{
     tlb::{Tlb, TlbEntry},
     walk::{Leaf, Walk, entry_bits},
-    watch::HeldFlush,
+    watch::{HeldFlush, with_copy_hook},
 };
 
 thread_local! {
@@ -495,6 +495,12 @@ unsafe impl Platform for SimMachine {
 
     fn trace(&self, event: Event) {
         self.record(event);
+    }
+
+    unsafe fn copy_page(&self, to: *mut u8, from: *const u8) {
+        watch::run_copy_hook();
+        // SAFETY: distinct frames do not overlap; the caller vouches for access.
+        unsafe { core::ptr::copy_nonoverlapping(from, to, PAGE_SIZE) }
     }
 
     fn wake(&self, key: WaitKey) {

@@ -7,9 +7,13 @@
 //!   anything           │
 //!   drop(HeldFlush) ───┴── flush_tlb returns
 //! ```
+//! A copy of a page is another such place: there the test's own thread runs what the test wants ([`with_copy_hook`]).
 //! So a race is one fixed order of steps and not a matter of luck.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::{
+    cell::Cell,
+    sync::mpsc::{Receiver, Sender, channel},
+};
 
 use mm::trace::Event;
 
@@ -75,5 +79,38 @@ impl SimMachine {
         if self.recording.load(Ordering::Relaxed) {
             lock(&self.events).push(event);
         }
+    }
+}
+
+thread_local! {
+    static COPY_HOOK: Cell<Option<*const dyn Fn()>> = const { Cell::new(None) };
+}
+
+/// Takes the hook away, however what it was set for ends.
+struct Unhook;
+
+impl Drop for Unhook {
+    fn drop(&mut self) {
+        COPY_HOOK.set(None);
+    }
+}
+
+/// Runs `f`, and `hook` when this thread first copies a page in it, before the copy. A page that is being moved has
+/// migration entries at that moment, and no lock but those of folios is held.
+pub fn with_copy_hook<T>(hook: &dyn Fn(), f: impl FnOnce() -> T) -> T {
+    let hook = core::ptr::from_ref(hook);
+    // SAFETY: only the lifetime changes, and `Unhook` takes the pointer away before this function returns.
+    let hook = unsafe { core::mem::transmute::<*const (dyn Fn() + '_), *const (dyn Fn() + 'static)>(hook) };
+    COPY_HOOK.set(Some(hook));
+    let _unhook = Unhook;
+    f()
+}
+
+/// Runs the hook that is set, once.
+pub(super) fn run_copy_hook() {
+    if let Some(hook) = COPY_HOOK.take() {
+        // SAFETY: `with_copy_hook`, which set it, is still running on this thread.
+        let hook = unsafe { &*hook };
+        hook();
     }
 }
