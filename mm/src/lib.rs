@@ -73,6 +73,7 @@ pub use fault::{Access, FaultInfo};
 pub use flags::{AllocFlags, PageFlags, Prot, VmaFlags};
 pub use mapping::{Advice, MapRequest, Place};
 pub use memory::Memory;
+pub use migrate::{MigrateError, MigrateMode};
 pub use mremap::{Destination, Remains, Remap};
 pub use order::{Order, PMD_ORDER};
 pub use platform::{CpuId, CpuMask, MAX_CPUS, Nanos, Platform, Stride, WaitKey};
