@@ -76,6 +76,14 @@ counters! {
     ThpZeroPageAllocFailed => "thp_zero_page_alloc_failed",
 }
 
+impl Counter {
+    /// Whether it counts how often something happened, and so never goes down. The others count what there is now.
+    #[must_use]
+    pub const fn is_event(self) -> bool {
+        !matches!(self.name().as_bytes(), [b'n', b'r', b'_', ..])
+    }
+}
+
 /// Number of counters.
 pub const NR_COUNTERS: usize = Counter::ALL.len();
 
@@ -96,5 +104,36 @@ impl CpuCounters {
     /// One CPU's share; may be "negative" (wrapped).
     pub(crate) fn get(&self, counter: Counter) -> u64 {
         self.values[counter as usize].load_relaxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Bench;
+
+    #[test]
+    fn t8_4_events_are_counted_past_32_bits() {
+        let mem = Bench::memory(64);
+        let events = Counter::ALL.iter().filter(|counter| counter.is_event());
+        for &counter in events {
+            let before = mem.count(counter);
+            mem.add(counter, i64::from(u32::MAX));
+            mem.add(counter, 1);
+            assert_eq!(mem.count(counter), before + (1 << 32), "{}", counter.name());
+        }
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "ThpSplitPmd goes down")]
+    fn t8_4_an_event_is_never_taken_back() {
+        Bench::memory(64).add(Counter::ThpSplitPmd, -1);
+    }
+
+    #[test]
+    fn what_there_is_now_is_no_event() {
+        assert!(!Counter::NrAnonPages.is_event());
+        assert!(Counter::PgFree.is_event() && Counter::ThpSplitPage.is_event());
     }
 }

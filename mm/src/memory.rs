@@ -114,6 +114,8 @@ impl ZeroPages {
 pub struct Memory<P: Platform> {
     platform: P,
     pages: PageArray,
+    /// The frames that hold page records, per-CPU data and the zero page. Never the allocator's.
+    metadata: PfnRange,
     per_cpu: NonNull<PerCpu>,
     nodes: [Node; MAX_NODES],
     caches: Caches,
@@ -156,9 +158,13 @@ impl<P: Platform> Memory<P> {
     #[must_use]
     pub unsafe fn new(platform: P, metadata: Pfn) -> Self {
         let frames = platform.frames();
-        let zero_page = Self::zero_page_offset(frames, platform.nr_cpus()) / PAGE_SIZE;
-        let zero_page =
-            metadata.offset(u32::try_from(zero_page).unwrap_or_else(|_| unreachable!("below 2^32 frames")));
+        let behind = |bytes: usize| {
+            metadata.offset(
+                u32::try_from(bytes / PAGE_SIZE).unwrap_or_else(|_| unreachable!("below 2^32 frames")),
+            )
+        };
+        let zero_page = behind(Self::zero_page_offset(frames, platform.nr_cpus()));
+        let metadata_end = behind(Self::metadata_size(frames, platform.nr_cpus()));
         let start = NonNull::new(platform.frame_ptr(metadata))
             .unwrap_or_else(|| unreachable!("the window does not start at null"));
         // SAFETY: the caller vouches for the memory; a frame is aligned to more than 64 bytes.
@@ -180,6 +186,8 @@ impl<P: Platform> Memory<P> {
         Self {
             platform,
             pages,
+            metadata: PfnRange::new(metadata, metadata_end)
+                .unwrap_or_else(|| unreachable!("the end comes last")),
             per_cpu,
             nodes: [node],
             caches: Caches::new(),
@@ -215,6 +223,11 @@ impl<P: Platform> Memory<P> {
     /// The page records.
     pub fn pages(&self) -> &PageArray {
         &self.pages
+    }
+
+    /// The frames that hold what `mm` itself knows.
+    pub(crate) fn metadata(&self) -> PfnRange {
+        self.metadata
     }
 
     /// The nodes.
@@ -267,6 +280,7 @@ impl<P: Platform> Memory<P> {
 
     /// Adds to a counter.
     pub(crate) fn add(&self, counter: Counter, delta: i64) {
+        crate::vm_assert!(delta >= 0 || !counter.is_event(), "{counter:?} goes down");
         let preempt = self.platform.preempt_off();
         self.this_cpu(&preempt).counters().add(counter, delta);
     }
@@ -314,7 +328,7 @@ impl<P: Platform> Memory<P> {
     pub(crate) fn note_bad_page(&self, pfn: Pfn, reason: BadPage) {
         self.bad_pages.fetch_add_relaxed(1);
         if cfg!(all(debug_assertions, not(feature = "bad-page-test"))) {
-            panic!("bad page {:?}: {reason:?}", self.pages.page(pfn));
+            panic!("bad page: {reason}: {:?}", self.pages.page(pfn));
         }
     }
 

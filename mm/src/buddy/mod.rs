@@ -116,7 +116,8 @@ impl<P: Platform> Memory<P> {
     /// stays reserved: a link or an object address of 0 means "none".
     ///
     /// # Panics
-    /// If a frame of the range is not reserved: it would be handed out twice.
+    /// If a frame of the range is not reserved: it would be handed out twice. If one holds page records: nothing would be
+    /// true any more after its first use. Frames below that one have been released then.
     pub fn release(&self, range: PfnRange) {
         let mut pfn = range.start().max(Pfn::new(1));
         while pfn < range.end() {
@@ -131,6 +132,10 @@ impl<P: Platform> Memory<P> {
                 assert!(
                     page.state() == PageState::of(PageFlags::RESERVED),
                     "{page:?}: released but not reserved"
+                );
+                assert!(
+                    !self.metadata().contains(page.pfn()),
+                    "{page:?}: released but holds page records"
                 );
                 page.set_private_state(PageState::CLEAR);
             }

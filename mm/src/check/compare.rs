@@ -21,6 +21,10 @@ struct Compound {
     ptes: u64,
     double: bool,
     pmds: u32,
+    /// References that were found.
+    refs: u32,
+    /// Subpages that some entry maps.
+    mapped: u32,
 }
 
 impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
@@ -66,6 +70,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         self.used(page, tally)?;
         if !flags.contains(PageFlags::HEAD) {
             about(page, Rule::Mapcount, tally.ptes, page.mapcount())?;
+            exclusive(page, tally.ptes)?;
             self.sums.anon_pages += u64::from(tally.ptes > 0);
             return Ok(None);
         }
@@ -82,6 +87,8 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             ptes: 0,
             double: page.is_double_mapped(),
             pmds: tally.pmds,
+            refs: tally.refs,
+            mapped: 0,
         };
         self.sums.anon_thps += u64::from(tally.pmds > 0);
         self.subpage(page, tally, &mut compound)?;
@@ -169,6 +176,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         let link = PageState::new_tail(compound.head).raw();
         about(page, Rule::CompoundLinks, link, page.state().raw() & !own)?;
         about(page, Rule::TailReferences, 0u32, page.refs_hint())?;
+        about(page, Rule::TailMapping, 0u32, page.own_mapping())?;
         about(page, Rule::CompoundLinks, Seen::empty().bits(), tally.seen.bits())?;
         about(page, Rule::CompoundLinks, 0u32, tally.refs + tally.pmds)?;
         self.subpage(page, tally, compound)
@@ -177,7 +185,9 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
     fn subpage(&mut self, page: Page<'c>, tally: Tally, compound: &mut Compound) -> Result<(), Violation> {
         compound.ptes += u64::from(tally.ptes);
         let mapped = tally.ptes + compound.pmds;
+        compound.mapped += u32::from(mapped > 0);
         self.sums.anon_pages += u64::from(mapped > 0);
+        exclusive(page, mapped)?;
         let raw = i64::from(tally.ptes) - 1 + i64::from(compound.double);
         about(
             page,
@@ -199,6 +209,10 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             pmds + compound.ptes,
             head.map_counts().total,
         )?;
+        self.waits_or_need_not(head, &compound)?;
+        // Whoever pins has a reference, besides those of the entries.
+        let (pins, others) = (head.pins_hint(), u64::from(compound.refs) - pmds - compound.ptes);
+        about(head, Rule::Pins, others.min(pins.into()), pins)?;
         // The flag may outlive the last PTE while a PMD is left, never the last PMD.
         let must = pmds > 0 && compound.ptes > 0;
         let may = pmds > 0;
@@ -207,6 +221,19 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             Rule::DoubleMap,
             u32::from(if compound.double { may } else { must }),
             u32::from(compound.double),
+        )
+    }
+
+    /// A huge page of which a part is mapped and a part is not waits to be split: else that part is lost until exit.
+    fn waits_or_need_not(&self, head: Page<'_>, compound: &Compound) -> Result<(), Violation> {
+        let nr = head.compound_order().nr_pages();
+        let partly = head.is_anon() && 0 < compound.mapped && compound.mapped < nr;
+        let waits = head.has(PageFlags::QUEUED);
+        about(
+            head,
+            Rule::DeferredQueue,
+            u32::from(partly || waits),
+            u32::from(waits),
         )
     }
 
@@ -234,4 +261,10 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         let objects = spaces.len() as u64 + sums.areas + sums.anon_vmas;
         equal(Rule::SlabObjects, objects, sums.slab_objects)
     }
+}
+
+/// Exclusive is what one entry maps at the most: the process that has it writes without asking.
+fn exclusive(page: Page<'_>, mapped: u32) -> Result<(), Violation> {
+    let shared = page.has(PageFlags::EXCLUSIVE) && mapped > 1;
+    about(page, Rule::Exclusive, 0u32, u32::from(shared))
 }

@@ -31,8 +31,16 @@ pub enum Damage {
     SetFlags(Pfn, PageFlags),
     /// Flags are cleared that should be set.
     ClearFlags(Pfn, PageFlags),
+    /// A huge page that is partly unmapped leaves the deferred split queue.
+    Unqueue(Pfn),
     /// The page's linear index changes.
     Index(Pfn),
+    /// The page's own mapping word is written.
+    Mapping(Pfn),
+    /// A pin is counted that has no reference.
+    Pin(Pfn),
+    /// A page that two entries map is marked as one process's alone.
+    Share(Pfn),
     /// A counter goes up.
     Count(Counter),
     /// A deposited table is used up although its huge mapping is still there.
@@ -74,8 +82,12 @@ impl Damage {
             Self::SetFlags(_, PageFlags::HWPOISON) => Rule::BadPage,
             Self::SetFlags(..) => Rule::FreeRecord,
             Self::ClearFlags(_, PageFlags::LRU) => Rule::Lru,
+            Self::Unqueue(_) => Rule::DeferredQueue,
             Self::ClearFlags(..) => Rule::Table,
             Self::Index(_) => Rule::Relation,
+            Self::Mapping(_) => Rule::TailMapping,
+            Self::Pin(_) => Rule::Pins,
+            Self::Share(_) => Rule::Exclusive,
             Self::Count(counter) => Rule::Count(counter),
             Self::Withdraw(_) => Rule::DepositedTables,
             Self::Invalidate(_) => Rule::TransientEntry,
@@ -116,10 +128,17 @@ impl<P: Platform> Memory<P> {
                 .set_private_state(PageState::new_tail(head)),
             Damage::SetFlags(pfn, flags) => _ = self.pages().page(pfn).set_flags(flags),
             Damage::ClearFlags(pfn, flags) => _ = self.pages().page(pfn).clear_flags(flags),
+            Damage::Unqueue(pfn) => self.unqueue_deferred_split(self.pages().page(pfn)),
             Damage::Index(pfn) => {
                 let page = self.pages().page(pfn);
                 page.set_index(page.index() + 1);
             }
+            Damage::Mapping(pfn) => {
+                let page = self.pages().page(pfn);
+                page.set_identity(page.own_mapping() | 0x1000, page.index());
+            }
+            Damage::Pin(pfn) => self.pages().page(pfn).pin_add(),
+            Damage::Share(pfn) => _ = self.pages().page(pfn).set_flags(PageFlags::EXCLUSIVE),
             Damage::Count(counter) => self.add(counter, 1),
             Damage::Withdraw(addr) => {
                 let slot = self.damaged_slot(space, addr);

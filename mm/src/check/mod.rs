@@ -15,16 +15,17 @@
 //!
 //! | rule | what is compared |
 //! |---|---|
-//! | I1 | a tail has no references, and leads to a head that spans it |
+//! | I1 | a tail has no references and no mapping of its own, and leads to a head that spans it |
 //! | I2 | a head's references: one per PMD, one per PTE of any subpage, one per owner |
 //! | I3 I4 I6 | each subpage's mapcount, the compound and total mapcounts |
 //! | I5 | DOUBLE_MAP while PMDs and PTEs map the folio together, and only while a PMD does |
 //! | I7 | `nr_anon_pages`, `nr_anon_transparent_hugepages` |
-//! | I8 | members of the deferred split queue |
+//! | I8 | members of the deferred split queue: each fit to be split, each partly unmapped huge page among them |
 //! | I9 | one deposited table per huge mapping |
 //! | I10 | no migration entry, no invalidated huge entry is left behind |
 //! | I11 | a free frame: on one list, once, merged, without references, mappings or flags, contents untouched |
 //! | I13 | resident pages, tables, areas of each address space |
+//! | - | what is exclusive is mapped once at the most; who pins has a reference |
 //!
 //! I12 is about translation caches, which only the platform sees; the simulated machine checks it.
 //!

@@ -16,6 +16,8 @@ pub enum Rule {
     TailReferences,
     /// I1: tails lead to a head that spans them, and heads have all their tails.
     CompoundLinks,
+    /// I1: what a tail belongs to is written on its head alone.
+    TailMapping,
     /// I2: references of a folio or block.
     References,
     /// I3: mapcount of one page.
@@ -28,7 +30,11 @@ pub enum Rule {
     DoubleMap,
     /// I7 and the other sums: a vmstat counter.
     Count(Counter),
-    /// I8: who is on the deferred split queue.
+    /// What is marked as one process's alone is mapped once at the most.
+    Exclusive,
+    /// Pins of a folio, each of which has a reference.
+    Pins,
+    /// I8: who is on the deferred split queue, and that everybody is who should be.
     DeferredQueue,
     /// I9: deposited tables of one PMD table.
     DepositedTables,
@@ -77,7 +83,7 @@ impl Rule {
     #[must_use]
     pub const fn invariant(self) -> &'static str {
         match self {
-            Self::TailReferences | Self::CompoundLinks => "I1",
+            Self::TailReferences | Self::CompoundLinks | Self::TailMapping => "I1",
             Self::References => "I2",
             Self::Mapcount => "I3",
             Self::EntireMapcount | Self::TotalMapcount => "I4",

@@ -118,3 +118,40 @@ impl<P: Platform> Memory<P> {
             .sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{flags::AllocFlags, order::PMD_ORDER, testing::Bench};
+
+    /// The drainer has the queue's lock; the folio's last reference has just gone, and whoever gave it back is about to
+    /// ask for that lock. The drainer must not take the folio, and it must leave the queue once, not twice.
+    #[test]
+    fn t3_7_a_folio_that_is_being_freed_leaves_the_queue_once() {
+        let mem = Bench::memory(6 * crate::addr::HPAGE_PAGES);
+        let alloc = || mem.alloc_folio(PMD_ORDER, AllocFlags::empty()).expect("room");
+        let (dying, living) = (alloc(), alloc());
+        mem.queue_deferred_split(dying.page());
+        mem.queue_deferred_split(living.page());
+        let dead = dying.into_raw();
+        assert!(dead.ref_sub_and_test(1), "the last reference");
+        let taken = mem.take_deferred().expect("the other one is alive");
+        assert_eq!(taken.pfn(), living.pfn());
+        assert_eq!(
+            (mem.nr_deferred_splits(), dead.has(PageFlags::QUEUED)),
+            (0, false)
+        );
+        mem.requeue_deferred(taken.page());
+        // The freer: it may have seen the flag before the drainer cleared it, so the locked part must look again.
+        let mut queue = mem.node_of(dead.pfn()).deferred().lock(mem.platform());
+        queue.forget(dead);
+        assert_eq!(queue.len(), 1, "the other one stays");
+        drop(queue);
+        mem.unqueue_deferred_split(dead);
+        mem.free_folio(dead);
+        assert_eq!(mem.nr_deferred_splits(), 1);
+        mem.put(taken);
+        mem.put(living);
+        assert_eq!(mem.nr_deferred_splits(), 0);
+    }
+}

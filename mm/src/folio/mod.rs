@@ -190,7 +190,7 @@ impl<P: Platform> Memory<P> {
     }
 
     /// Frees a folio whose count just reached zero.
-    fn free_folio(&self, head: Page<'_>) {
+    pub(crate) fn free_folio(&self, head: Page<'_>) {
         let state = head.state();
         if state.flags().contains(PageFlags::LRU) {
             self.lru_del(head);

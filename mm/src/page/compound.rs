@@ -98,3 +98,16 @@ pub enum BadPage {
     /// A tail's mapping was written.
     TailMapping,
 }
+
+impl core::fmt::Display for BadPage {
+    /// In Linux's words (`bad_page`).
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Flags => "PAGE_FLAGS_CHECK_AT_FREE flag(s) set",
+            Self::StillMapped => "nonzero mapcount",
+            Self::Referenced => "nonzero _refcount",
+            Self::TailState => "compound_head not consistent",
+            Self::TailMapping => "corrupted mapping in tail page",
+        })
+    }
+}

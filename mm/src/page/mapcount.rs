@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn splitting_both_of_two_leaves_no_bias() {
+    fn t1_8_two_splits_leave_no_bias() {
         let mem = Bench::memory(4 * N);
         let mut page = Subject::new(&mem);
         page.fork();

@@ -93,6 +93,16 @@ impl Page<'_> {
 }
 
 impl<'a> Page<'a> {
+    /// How often the large folio that starts here is pinned; 0 for anything smaller, whose pins are among its
+    /// references. A hint: it may change at once.
+    #[must_use]
+    pub fn pins_hint(self) -> u32 {
+        if self.compound_order() < Order::MIN_WITH_QUEUE {
+            return 0;
+        }
+        self.pins_word().load_relaxed()
+    }
+
     /// Where the large folio that starts here counts its pins: its first tail's `next` link, otherwise unused.
     fn pins_word(self) -> &'a crate::sync::AtomicU32 {
         &self.array.next()[self.pfn.index() + 1]

@@ -106,6 +106,10 @@ notices! {
     a_page_that_claims_to_be_queued: |sim, process| {
         Damage::SetFlags(frame(process, sim, 0), PageFlags::QUEUED)
     };
+    a_partly_unmapped_page_that_does_not_wait: |sim, process| Damage::Unqueue(frame(process, sim, SPLIT));
+    a_tail_with_a_mapping_of_its_own: |sim, process| Damage::Mapping(frame(process, sim, 9));
+    a_pin_without_a_reference: |sim, process| Damage::Pin(frame(process, sim, 0));
+    a_pin_on_a_split_page_without_a_reference: |sim, process| Damage::Pin(frame(process, sim, SPLIT));
     a_bad_page: |sim, process| Damage::SetFlags(frame(process, sim, SMALL), PageFlags::HWPOISON);
     a_page_that_left_the_lru: |sim, process| Damage::ClearFlags(frame(process, sim, 0), PageFlags::LRU);
     a_free_page_with_a_flag: |sim, _process| Damage::SetFlags(free_page(sim), PageFlags::UPTODATE);
@@ -148,6 +152,34 @@ fn a_tail_with_references() {
             sim.check(&[process], &()).expect_err("not noticed").rule,
             Rule::TailReferences
         );
+    });
+}
+
+#[test]
+fn a_shared_page_that_is_said_to_be_exclusive() {
+    for page in [0, SPLIT, SPLIT + 9, SMALL] {
+        with_machine(|sim, process| {
+            let child = process.fork(CpuId::new(1)).expect("memory is there");
+            sim.verify(&[process, &child], &());
+            let damage = Damage::Share(frame(process, sim, page));
+            sim.sabotage(process, damage);
+            let violation = sim.check(&[process, &child], &()).expect_err("not noticed");
+            assert_eq!(violation.rule, damage.rule(), "{page}: {violation}");
+            core::mem::forget(child);
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "holds page records")]
+fn page_records_cannot_be_released() {
+    with_machine(|sim, _| {
+        let records = (FIRMWARE_FRAMES..sim.pages().frames()).map(Pfn::new);
+        let first = records
+            .into_iter()
+            .find(|&pfn| sim.pages().page(pfn).has(PageFlags::RESERVED))
+            .expect("they are reserved");
+        sim.release(mm::PfnRange::new(first, first.offset(1)).expect("in order"));
     });
 }
 

@@ -1,8 +1,11 @@
 //! Rows T1, T2, T7, T8 and T10 of the specification: how often a huge page is mapped and referenced, and what can be
 //! asked of its tails. The whole-memory checker runs after every step. What needs no second process is also a scenario.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use mm::{
-    Counter, Order, PMD_ORDER, PageFlags, Pfn, VirtAddr,
+    AllocFlags, Counter, Order, PMD_ORDER, PageFlags, Pfn, VirtAddr,
+    check::Damage,
     fault::Access,
     report::{kpagecount, kpageflags},
     split_folio::SplitError,
@@ -298,6 +301,42 @@ fn t7_2_each_page_of_a_split_page_has_the_heads_identity() {
         );
     }
     sim.verify(&[&a], &());
+}
+
+/// A leak is better than two owners: the page is reported, and nobody gets it again.
+#[test]
+fn t7_3_a_tail_with_a_mapping_is_reported_at_free_and_never_used_again() {
+    let sim = machine();
+    let a = one_thp(&sim);
+    let head = frame(&sim, &a, 0);
+    let (folio, _) = sim
+        .get_user_page(&a, VirtAddr::new(at(0)), Access::Read)
+        .expect("mapped");
+    unmap(&sim, &a, 0, HUGE);
+    sim.sabotage(&a, Damage::Mapping(head.offset(9)));
+    let freed = catch_unwind(AssertUnwindSafe(|| sim.put(folio)));
+    if let Err(report) = freed {
+        let said = report.downcast_ref::<String>().expect("a panic's words");
+        assert!(
+            said.contains("bad page: corrupted mapping in tail page"),
+            "{said}"
+        );
+    } else {
+        assert!(!cfg!(debug_assertions), "a build with assertions stops here");
+    }
+    assert_eq!(
+        (sim.nr_bad_pages(), kpageflags(&sim, head) >> 19 & 1),
+        (1, 1),
+        "HWPOISON"
+    );
+    while let Ok(pfn) = sim.alloc_pages(PMD_ORDER, AllocFlags::RESERVE) {
+        assert_ne!(pfn, head, "it was handed out again");
+    }
+    while let Ok(pfn) = sim.alloc_pages(Order::ZERO, AllocFlags::RESERVE) {
+        assert_ne!(pfn.align_down(PMD_ORDER), head, "part of it was handed out again");
+    }
+    // The machine is of no use any more.
+    core::mem::forget(a);
 }
 
 #[test]
