@@ -77,7 +77,7 @@ bitflags! {
         const MLOCKED = 1 << 28;
         /// Anonymous and mapped by one process only; it may write without asking. Exported as bit 34 (Linux 6.1).
         const EXCLUSIVE = 1 << 29;
-        /// First tail: every subpage's mapcount holds one for all PMD mappings together. Exported as bit 36.
+        /// First tail: every subpage's mapcount holds one for all PMD mappings together.
         const DOUBLE_MAP = 1 << 30;
         /// Somebody sleeps for the folio lock.
         const WAITERS = 1 << 31;

@@ -20,7 +20,7 @@
 //! Start reading at [`page`], then [`page::mapcount`], [`split_pmd`], [`zap`].
 #![no_std]
 
-#[cfg(any(test, feature = "sabotage"))]
+#[cfg(test)]
 extern crate std;
 
 pub mod addr;

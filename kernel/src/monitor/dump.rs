@@ -5,7 +5,8 @@
 //!   KNgEAAAAAAAo2AQAAAAAAA...                      base64, 76 columns
 //!   -----END DUMP kpageflags 1c291ca3-----         name, CRC-32 of the bytes
 //! ```
-//! `cargo xtask undump` turns it into a file that `page-types -F` reads.
+//! `cargo xtask undump` turns it into a file that `page-types -F` reads. Bit 36 (private_2) of a first tail is shown
+//! here and by the console's other commands, and not in `/proc`: PMDs and PTEs map the huge page at once.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
@@ -21,7 +22,7 @@ const BLOCK: usize = LINE * 8;
 #[must_use]
 pub fn find(name: &str) -> Option<(&'static str, WordFile)> {
     let known = [
-        ("kpageflags", WordFile::Kpageflags),
+        ("kpageflags", WordFile::Dumpflags),
         ("kpagecount", WordFile::Kpagecount),
     ];
     known.into_iter().find(|(known, _)| *known == name)

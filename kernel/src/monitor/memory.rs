@@ -93,7 +93,7 @@ pub fn kpageflags(first: Pfn, last: Pfn) {
     runs(
         first,
         last,
-        |pfn| mm::report::kpageflags(mm(), pfn),
+        |pfn| mm::report::kpageflags_with_double_map(mm(), pfn),
         |flags| alloc::format!("{flags:#012x} {}", names(flags)),
     );
 }
@@ -247,7 +247,7 @@ fn list_mappings(folio: &Folio<'_>) {
 
 /// `page PFN`.
 pub fn page(pfn: Pfn) {
-    let flags = mm::report::kpageflags(mm(), pfn);
+    let flags = mm::report::kpageflags_with_double_map(mm(), pfn);
     say!("pfn {pfn}: physical {:#x}", pfn.start().as_u64());
     say!("kpageflags {flags:#012x} {}", names(flags));
     say!("kpagecount {}", mm::report::kpagecount(mm(), pfn));

@@ -1,7 +1,8 @@
 //! `/proc/kpageflags` and `/proc/kpagecount`: one word per frame, as Linux 6.1 computes it.
 //!
-//! Origin: Linux `stable_page_flags` as of v6.1. A tail shows its own flag word, not its head's. On the first tail bit
-//! 36 shows the DoubleMap flag (a debugging aid that Linux 4.5 had the same way).
+//! Origin: Linux `stable_page_flags` as of v6.1. A tail shows its own flag word, not its head's. Whether PMDs and PTEs
+//! map a folio at once was to be seen on the first tail in 4.5 (bit 36) and is hidden in 6.1: it is hidden here too, but
+//! for the console ([`kpageflags_with_double_map`]).
 
 use crate::{addr::Pfn, flags::PageFlags, memory::Memory, order::Order, page::Page, platform::Platform};
 
@@ -14,12 +15,13 @@ const THP: u64 = 1 << 22;
 const ZERO_PAGE: u64 = 1 << 24;
 
 /// Flags that stand elsewhere in our word than where they are exported.
-const MOVED: [(PageFlags, u32); 4] = [
+const MOVED: [(PageFlags, u32); 3] = [
     (PageFlags::RESERVED, 32),
     (PageFlags::MLOCKED, 33),
     (PageFlags::EXCLUSIVE, 34),
-    (PageFlags::DOUBLE_MAP, 36),
 ];
+/// Bit of the DoubleMap flag, where it is shown: Linux 4.5 kept it in the first tail's PRIVATE_2.
+const DOUBLE_MAP: u64 = 1 << 36;
 
 /// Returns the flags of a frame as `/proc/kpageflags` shows them. Any number is accepted.
 #[must_use]
@@ -54,6 +56,15 @@ pub fn kpageflags<P: Platform>(mem: &Memory<P>, pfn: Pfn) -> u64 {
         word |= THP;
     }
     word
+}
+
+/// The same, and bit 36 on the first tail of a folio that PMDs and PTEs map at once: for the console, to look at the
+/// mapcount scheme from outside.
+#[must_use]
+pub fn kpageflags_with_double_map<P: Platform>(mem: &Memory<P>, pfn: Pfn) -> u64 {
+    let is_first_tail = |page: Page<'_>| page.has(PageFlags::TAIL | PageFlags::DOUBLE_MAP);
+    let is_marked = mem.pages().get(pfn).is_some_and(is_first_tail);
+    kpageflags(mem, pfn) | if is_marked { DOUBLE_MAP } else { 0 }
 }
 
 /// Returns how many page-table entries map a frame, as `/proc/kpagecount` shows it. Any number is accepted.

@@ -9,7 +9,7 @@ mod pagemap;
 mod smaps;
 
 pub use dump::dump_page;
-pub use kpage::{kpagecount, kpageflags};
+pub use kpage::{kpagecount, kpageflags, kpageflags_with_double_map};
 pub use pagemap::{leaf, pagemap};
 pub use smaps::{Residency, Share, Split, smaps};
 

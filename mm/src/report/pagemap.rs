@@ -10,16 +10,22 @@ use crate::{
     address_space::AddressSpace,
     flags::Prot,
     memory::Memory,
+    page::Page,
     pgtable::{PmdEntry, PteEntry, Visit, entry::Marks},
     platform::Platform,
 };
 
 const SOFT_DIRTY: u64 = 1 << 55;
 const EXCLUSIVE: u64 = 1 << 56;
+/// Not anonymous: of all that is mapped here, the huge zero page.
+const FILE: u64 = 1 << 61;
 const SWAP: u64 = 1 << 62;
 const PRESENT: u64 = 1 << 63;
 
-/// Returns the word for the page at `addr`; 0 where nothing is mapped. Takes the mmap lock for reading.
+/// Returns the word for the page at `addr`; 0 outside all areas. Takes the mmap lock for reading.
+///
+/// An area counts as soft-dirty from its beginning, so its untouched pages have bit 55 and nothing else. As in Linux a
+/// PTE of the 4 KiB zero page is no page of anything and has neither bit 56 nor bit 61.
 #[must_use]
 pub fn pagemap<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAddr) -> u64 {
     let _mmap = space.lock().read(mem.platform());
@@ -28,16 +34,21 @@ pub fn pagemap<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAdd
         let once = mem.pages().get(pfn).is_some_and(|page| page.mapcount() == 1);
         PRESENT | soft(marks) | if once { EXCLUSIVE } else { 0 } | u64::from(pfn.raw())
     };
+    let file = |pfn: Pfn| {
+        let is_anon = mem.pages().get(pfn).is_some_and(Page::is_anon);
+        if is_anon { 0 } else { FILE }
+    };
     match mem.leaf(space.tables(), addr) {
         Some(Visit::Pte(_, PteEntry::Present { pfn, marks, .. })) => present(pfn, marks),
         Some(Visit::Pmd(start, PmdEntry::Huge { pfn, marks, .. })) => {
             let subpage = u32::try_from((addr - start) % PMD_SIZE / PAGE_BYTES).unwrap_or(0);
-            present(pfn.offset(subpage), marks)
+            present(pfn.offset(subpage), marks) | file(pfn)
         }
         Some(
             Visit::Pte(_, PteEntry::Migration { marks, .. })
             | Visit::Pmd(_, PmdEntry::Migration { marks, .. }),
         ) => SWAP | soft(marks),
+        _ if space.areas().containing(addr).is_some() => SOFT_DIRTY,
         _ => 0,
     }
 }

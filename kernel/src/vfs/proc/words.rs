@@ -13,6 +13,8 @@ use crate::{
 pub enum WordFile {
     /// State of each frame.
     Kpageflags,
+    /// The same with the DoubleMap flag: what the console dumps.
+    Dumpflags,
     /// How often each frame is mapped.
     Kpagecount,
     /// What each page of an address space maps.
@@ -33,6 +35,9 @@ impl WordFile {
         match self {
             Self::Kpageflags => Ok(fill(first, frames(), buffer, |pfn| {
                 mm::report::kpageflags(mm(), frame(pfn))
+            })),
+            Self::Dumpflags => Ok(fill(first, frames(), buffer, |pfn| {
+                mm::report::kpageflags_with_double_map(mm(), frame(pfn))
             })),
             Self::Kpagecount => Ok(fill(first, frames(), buffer, |pfn| {
                 mm::report::kpagecount(mm(), frame(pfn))
