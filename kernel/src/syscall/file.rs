@@ -125,6 +125,9 @@ fn read_into(file: &File, buffer: UserSlice, at: At) -> Result {
 /// Writes from the program's memory. What was written before an error counts.
 fn write_from(file: &File, buffer: UserSlice, at: At) -> Result {
     let buffer = buffer.first(RW_MAX);
+    if buffer.is_empty() {
+        return file.write_nothing().map(|count| count as u64);
+    }
     let mut chunk = [0; CHUNK];
     let mut done = 0;
     while done < buffer.len() {

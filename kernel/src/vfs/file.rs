@@ -443,6 +443,23 @@ impl File {
         Ok(bytes.len())
     }
 
+    /// Writes no bytes, which most files do not even notice.
+    ///
+    /// # Errors
+    /// `ENOSPC` of `/dev/full`; `EINVAL` of debugfs, where nothing is a command without meaning.
+    pub fn write_nothing(&self) -> Result<usize, Errno> {
+        match &self.object {
+            Object::Knob {
+                knob: knob @ Knob::SplitHugePages,
+                ..
+            } => knob.store(&[]),
+            Object::Device {
+                device: Device::Full, ..
+            } => Err(Errno::ENOSPC),
+            _ => Ok(0),
+        }
+    }
+
     fn wait(&self) -> Wait {
         if *self.status.lock() & abi::O_NONBLOCK != 0 {
             Wait::No

@@ -6,7 +6,7 @@
 //! | `.../use_zero_page` | 0 or 1 | what reading untouched memory finds |
 //! | `.../hpage_pmd_size` | 2097152 | `EACCES` at open |
 //! | `/proc/sys/vm/drop_caches` | `EACCES` at open | 2, 3: splits what waits on the deferred queue, gives the huge zero page back |
-//! | `/sys/kernel/debug/split_huge_pages` | `EINVAL` | `1`: every huge page; `PID,0xSTART,0xEND`: those mapped there |
+//! | `/sys/kernel/debug/split_huge_pages` | `EINVAL` | `1`: every huge page; `PID,0xSTART,0xEND`: those mapped there; `PATH,0xFIRST,0xLAST`: those of a file |
 //!
 //! Only what acts is here: Linux's other switches are absent until they do something. Bad input is `EINVAL` and changes
 //! nothing.
@@ -16,11 +16,14 @@ use alloc::{boxed::Box, string::String};
 use linux_abi::{errno::Errno, raw::general as abi};
 use mm::{ThpMode, ZeroReads};
 
-use super::tree::{AddError, Attributes, Kind, Tree};
+use super::{
+    root,
+    tree::{AddError, Attributes, Kind, LastLink, Place, Tree},
+};
 use crate::{
     log,
     platform::mm,
-    task::process::{self, Pid},
+    task::process::{self, CurrentViewer, Pid},
     thp::{self, SplitCount},
 };
 
@@ -165,15 +168,28 @@ fn drop_caches(bytes: &[u8]) -> Result<(), Errno> {
 
 /// What debugfs was told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum SplitCommand {
+enum SplitCommand<'a> {
     All,
-    Range { pid: u64, start: u64, end: u64 },
+    Range {
+        pid: u64,
+        start: u64,
+        end: u64,
+    },
+    /// The path, and nothing more: there is no page of any file to be split.
+    File(&'a str),
 }
 
-impl SplitCommand {
-    /// Reads `1`, or `PID,0xSTART,0xEND` with anything behind it. Linux takes any command that begins with the number 1
-    /// and is not of the second form for the first.
-    fn parse(text: &str) -> Option<Self> {
+impl<'a> SplitCommand<'a> {
+    /// Reads `1`, or `PID,0xSTART,0xEND` with anything behind it, or `PATH,0xFIRST,0xLAST`. Linux takes any command that
+    /// begins with the number 1 and is not of the second form for the first. (Without a comma behind a path Linux 6.1
+    /// reads through a null pointer.)
+    fn parse(text: &'a str) -> Option<Self> {
+        if text.starts_with('/') {
+            let mut fields = text.split(',');
+            let path = fields.next()?;
+            let mut offset = || leading(fields.next()?.strip_prefix("0x")?, 16);
+            return offset().and_then(|_| offset()).map(|_| Self::File(path));
+        }
         let mut fields = text.split(',');
         let pid = leading(fields.next()?, 10)?;
         let mut address = || leading(fields.next()?.strip_prefix("0x")?, 16);
@@ -208,6 +224,12 @@ fn split_huge_pages(bytes: &[u8]) -> Result<usize, Errno> {
             let found = Pid::parse(alloc::format!("{pid}").as_bytes()).and_then(process::find);
             let space = found.ok_or(Errno::ESRCH)?.space().ok_or(Errno::EINVAL)?;
             thp::split_range(&space, start, end)
+        }
+        SplitCommand::File(path) => {
+            // Linux says so whatever hinders it to open the file.
+            let found = root().walk(Place::ROOT, path.as_bytes(), LastLink::Follow, &CurrentViewer);
+            found.map_err(|_| Errno::EINVAL)?;
+            SplitCount::default()
         }
     };
     log::debug!("split_huge_pages: {split} of {tried} THP split");
