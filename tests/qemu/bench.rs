@@ -47,7 +47,8 @@ fn image() -> Result<&'static PathBuf, String> {
     IMAGE.get(|| kernel.disk_image(Firmware::Bios))
 }
 
-fn built_in() -> Result<&'static Vec<u8>, String> {
+/// The root directory that every machine gets.
+pub(crate) fn built_in() -> Result<&'static Vec<u8>, String> {
     static BUILT_IN: Once<Vec<u8>> = Once::new();
     BUILT_IN.get(initrd::built_in)
 }

@@ -1,6 +1,6 @@
-//! Chores that run cargo: `ci`, `miri`, `bench`.
+//! Chores that run cargo: `ci`, `miri`, `bench`, `compare-linux`.
 
-use std::{env, process::Command, time::Instant};
+use std::{env, fs, process::Command, time::Instant};
 
 use crate::{Outcome, floors, root};
 
@@ -142,6 +142,20 @@ pub(crate) fn bench(arguments: &[String]) -> Outcome {
         command.arg("--").args(arguments);
     }
     run(&mut command)
+}
+
+/// Runs the trial that boots a Linux; it is told which by the environment.
+pub(crate) fn compare_linux(arguments: &[String]) -> Outcome {
+    let [option, kernel] = arguments else {
+        return Err("expected --kernel BZIMAGE".into());
+    };
+    if option != "--kernel" {
+        return Err(format!("expected --kernel BZIMAGE, not `{option}`"));
+    }
+    let kernel = fs::canonicalize(kernel).map_err(|error| format!("{kernel}: {error}"))?;
+    let mut command = command(&["test", "--package", "tests", "--test", "qemu", "--"]);
+    command.args(["--exact", "numbers::linux_prints_the_same"]);
+    run(command.env("CLEAVE_LINUX_KERNEL", kernel))
 }
 
 fn cargo(arguments: &[&str]) -> Outcome {

@@ -24,6 +24,8 @@ Usage: cargo xtask CHORE [ARGS]
   miri [ARGS]               the unit tests of mm and linux-abi under Miri (ARGS go to the tests)
   bench [ARGS]              the benches of mm (ARGS go to them)
   bench-guest               what operations cost in guest instructions, beside Linux 6.1 (boots a machine; a minute)
+  compare-linux --kernel BZIMAGE
+                            runs thp-numbers on that Linux 6.1, in QEMU, and compares with tests/data/thp-numbers.txt
   undump [INPUT [OUTPUT]]   turns the console's `dump` text back into a file (default: standard input, NAME.bin)
   page-types [--no-download]
                             builds Linux's page-types from package linux-source-6.1, outside this repository, and
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Some("miri") => chores::miri(&rest),
         Some("bench") => chores::bench(&rest),
         Some("bench-guest") => bench_guest::run(&rest),
+        Some("compare-linux") => chores::compare_linux(&rest),
         Some("undump") => undump::run(&rest),
         Some("page-types") => page_types::run(&rest),
         Some("help" | "-h" | "--help") => {

@@ -35,7 +35,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 /// Gives the monitor these lines, then checks the memory.
-fn session(lines: &[String]) -> Result<Captured, Failed> {
+pub(super) fn session(lines: &[String]) -> Result<Captured, Failed> {
     let input = format!("{}\ncheck\npoweroff {LAST}\n", lines.join("\n"));
     let captured = bench::run(&bench::machine()?, input.as_bytes())?;
     ended(&captured, LAST)?;

@@ -4,6 +4,7 @@ mod abi;
 mod command_line;
 mod console;
 mod machines;
+mod numbers;
 mod programs;
 mod tiny_elf;
 
@@ -26,6 +27,8 @@ pub(crate) enum Need {
     Busybox,
     /// Linux's reader of kpageflags, or the source package that `cargo xtask page-types` builds it from.
     PageTypes,
+    /// A kernel of Linux 6.1.
+    LinuxKernel,
 }
 
 impl Need {
@@ -34,15 +37,19 @@ impl Need {
             Self::Ovmf => boot::machine::firmware::uefi_is_installed(),
             Self::Busybox => is_static(Path::new(programs::BUSYBOX)),
             Self::PageTypes => page_types().is_some(),
+            Self::LinuxKernel => numbers::linux_kernel().is_some(),
         }
     }
 
-    /// The package that would meet it, as Debian and Ubuntu name it.
-    const fn package(self) -> &'static str {
+    /// What is missing; packages as Debian and Ubuntu name them.
+    const fn missing(self) -> &'static str {
         match self {
-            Self::Ovmf => "ovmf",
-            Self::Busybox => "busybox-static",
-            Self::PageTypes => "linux-source-6.1",
+            Self::Ovmf => "package ovmf is not installed",
+            Self::Busybox => "package busybox-static is not installed",
+            Self::PageTypes => "package linux-source-6.1 is not installed",
+            Self::LinuxKernel => {
+                "no kernel of Linux 6.1 is named: cargo xtask compare-linux --kernel BZIMAGE"
+            }
         }
     }
 }
@@ -72,10 +79,7 @@ impl Case {
     pub(crate) fn into_trial(self) -> Trial {
         let Self { name, needs, run } = self;
         Trial::ignorable_test(name, move || match needs.iter().find(|need| !need.is_met()) {
-            Some(need) => Ok(Completion::ignored_with(format!(
-                "package {} is not installed",
-                need.package()
-            ))),
+            Some(need) => Ok(Completion::ignored_with(need.missing())),
             None => run().map(|()| Completion::Completed),
         })
     }
@@ -89,6 +93,7 @@ pub(crate) fn all() -> Vec<Case> {
         abi::cases(),
         machines::cases(),
         console::cases(),
+        numbers::cases(),
     ]
     .into_iter()
     .flatten()

@@ -54,6 +54,21 @@ impl Mapping {
         Ok(Self { start, len })
     }
 
+    /// Maps `len` bytes that start at a 2 MiB boundary, between two areas that nobody may touch: no neighbour is ever
+    /// merged with it.
+    ///
+    /// # Errors
+    /// What `mmap` or `mprotect` said. The two neighbours stay mapped when the value is dropped.
+    pub fn apart(len: usize) -> io::Result<Self> {
+        let whole = Self::huge_aligned(len + 2 * HUGE)?;
+        whole.protect(0..HUGE, libc::PROT_NONE)?;
+        whole.protect(HUGE + len..whole.len, libc::PROT_NONE)?;
+        // SAFETY: `HUGE` is inside the mapping.
+        let start = unsafe { whole.start.add(HUGE) };
+        std::mem::forget(whole);
+        Ok(Self { start, len })
+    }
+
     /// Address of the first byte.
     #[must_use]
     pub fn addr(&self) -> usize {
