@@ -506,7 +506,8 @@ impl<P: Platform> Memory<P> {
             VirtRange::new(at, range.end()).unwrap_or_else(|| unreachable!("the cut is page aligned"));
         // The record first: from here on nothing may fail.
         let index = vma.linear_index(at);
-        let new = self.alloc_object(Vma::moved(space.handle(), upper, vma.flags(), index))?;
+        let new = Vma::moved(space.handle(), upper, vma.flags(), index).with_policy(vma.policy());
+        let new = self.alloc_object(new)?;
         self.cut_off(space, vma, new);
         space.nr_areas.fetch_add_relaxed(1);
         Ok(new)

@@ -2,6 +2,7 @@
 //!
 //! A step takes a few folios off the front, tries each once, and puts those that could not be split back at the end: a
 //! pinned folio waits its turn and starves nobody. One step does a bounded amount of work however long the queue is.
+//! Each node has a queue; steps begin with one node after the other, so that none waits for another's pinned folios.
 //!
 //! Locks: none held on entry. The queue's lock is held only to take a folio off and put it back; between that the
 //! folio is kept by a reference, which is only taken if there is one to share: otherwise it is being freed and leaves
@@ -10,7 +11,7 @@
 //! Origin: Linux `deferred_split_scan` (9a982250f773); differs: takes no more than its budget at once, and keeps the
 //! queue's length in step with the queue.
 
-use crate::{memory::Memory, platform::Platform};
+use crate::{memory::Memory, node::NodeId, platform::Platform};
 
 /// What a step did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -22,12 +23,25 @@ pub struct Progress {
 }
 
 impl<P: Platform> Memory<P> {
-    /// Tries to split up to `budget` queued folios; fewer if the queue ends.
+    /// Tries to split up to `budget` queued folios; fewer if the queues end.
     pub fn split_deferred(&self, budget: u32) -> Progress {
         let mut progress = Progress::default();
-        let waiting = u32::try_from(self.nr_deferred_splits()).unwrap_or(u32::MAX);
-        while progress.scanned < budget.min(waiting) {
-            let Some(folio) = self.take_deferred() else { break };
+        for node in self.nodes_in_turn() {
+            let of_node = self.split_deferred_of(node, budget - progress.scanned);
+            progress.scanned += of_node.scanned;
+            progress.split += of_node.split;
+        }
+        progress
+    }
+
+    /// [`Memory::split_deferred`] on the queue of one node.
+    fn split_deferred_of(&self, node: NodeId, budget: u32) -> Progress {
+        let mut progress = Progress::default();
+        let budget = budget.min(self.nr_deferred_splits_of(node));
+        while progress.scanned < budget {
+            let Some(folio) = self.take_deferred(node) else {
+                break;
+            };
             progress.scanned += 1;
             let Some(locked) = self.try_lock_folio(&folio) else {
                 self.requeue_deferred(folio.page());

@@ -23,6 +23,7 @@ use crate::{
     error::{AllocError, MapError},
     flags::{Prot, VmaFlags},
     memory::Memory,
+    order::Order,
     pgtable::{Gather, MigrationKind, PmdEntry, PmdSlot, PtLock, PteEntry, cursor::Level},
     platform::{Platform, Stride},
     rmap::{Run, walk::pages},
@@ -70,7 +71,7 @@ impl<P: Platform> Memory<P> {
     ) -> Result<(), AllocError> {
         let first_index = vma.linear_index(vma.start());
         let copy = Vma::moved(child.handle(), vma.range(), vma.flags(), first_index);
-        let copy = self.insert_area(child, copy)?;
+        let copy = self.insert_area(child, copy.with_policy(vma.policy()))?;
         if vma.flags().contains(VmaFlags::WIPEONFORK) {
             return Ok(());
         }
@@ -288,7 +289,7 @@ impl<P: Platform> Memory<P> {
             .areas()
             .containing(addr)
             .unwrap_or_else(|| unreachable!("its area was copied first"));
-        let folio = self.new_anon_copy(pfn)?;
+        let folio = self.new_anon_copy(pfn, self.placement_in(vma, addr, Order::ZERO))?;
         let page = self.adopt_new_small(folio, vma, addr);
         self.lock_table(target).set_pte(
             index,

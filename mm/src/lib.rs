@@ -8,14 +8,14 @@
 //! ```text
 //! F9 report     kpageflags kpagecount pagemap smaps · check            accepts any page, takes no sleeping lock of its own
 //! F8 policy     deferred_split · migrate
-//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · mremap · mlock · zap · protect · pin · split_pmd · split_folio · migration_entry
+//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · numa · mremap · mlock · zap · protect · pin · split_pmd · split_folio · migration_entry
 //! F6 relations  rmap
 //! F5 spaces     address_space · vma
 //! F4 tables     pgtable: entry, table, cursor, gather
 //! F3 frames     memory · settings · buddy · slab · folio (lock, lru, put, deferred queue) · anon_vma
 //! F2 metadata   page: columns, state, refs, compound, mapcount
-//! F1 contract   platform · table · sync · trace · counter · assert
-//! F0 units      addr · order · flags · error
+//! F1 contract   platform · policy · table · sync · trace · counter · assert
+//! F0 units      addr · order · flags · error · node
 //! ```
 //! Start reading at [`page`], then [`page::mapcount`], [`split_pmd`], [`zap`].
 #![no_std]
@@ -42,11 +42,14 @@ pub mod migrate;
 mod migration_entry;
 pub mod mlock;
 pub mod mremap;
+pub mod node;
+pub mod numa;
 pub mod order;
 pub mod page;
 pub mod pgtable;
 pub mod pin;
 pub mod platform;
+pub mod policy;
 pub mod protect;
 pub mod report;
 pub mod rmap;
@@ -75,7 +78,9 @@ pub use mapping::{Advice, MapRequest, Place};
 pub use memory::Memory;
 pub use migrate::{MigrateError, MigrateMode};
 pub use mremap::{Destination, Remains, Remap};
+pub use node::{MAX_NODES, NodeId, NodeMap, NodeMask};
 pub use order::{Order, PMD_ORDER};
 pub use platform::{CpuId, CpuMask, MAX_CPUS, Nanos, Platform, Stride, WaitKey};
+pub use policy::{Mode, Placement, Policy, PolicyFlags};
 pub use settings::{ThpMode, ZeroReads};
 pub use vma::VmaInfo;

@@ -18,15 +18,13 @@ use crate::{
     counter::{Counter, CpuCounters},
     flags::PageFlags,
     folio::{DeferredQueue, LruLists},
+    node::{MAX_NODES, NodeId, NodeMap, NodeMask},
     page::{PageArray, PageState, compound::BadPage},
     platform::Platform,
     settings::Settings,
     slab::Caches,
     sync::{AtomicU32, AtomicU64, SpinLock},
 };
-
-/// Nodes that a machine may have. Zones belong to nodes; so far every machine is one node.
-pub const MAX_NODES: usize = 1;
 
 /// What is near each other: some zones, and the queues of the pages in them.
 pub struct Node {
@@ -36,6 +34,14 @@ pub struct Node {
 }
 
 impl Node {
+    fn new(range: PfnRange) -> Self {
+        Self {
+            zones: ZoneKind::ALL.map(|kind| Zone::new(kind, range)),
+            lru: SpinLock::new(LruLists::new()),
+            deferred: SpinLock::new(DeferredQueue::new()),
+        }
+    }
+
     /// Its zones, lowest first.
     #[must_use]
     pub fn zones(&self) -> &[Zone] {
@@ -117,7 +123,11 @@ pub struct Memory<P: Platform> {
     /// The frames that hold page records, per-CPU data and the zero page. Never the allocator's.
     metadata: PfnRange,
     per_cpu: NonNull<PerCpu>,
+    node_map: NodeMap,
+    /// One for each number that a node may have; those that are not in the map have no frames.
     nodes: [Node; MAX_NODES],
+    /// Node whose deferred queue is looked at first the next time.
+    next_deferred: AtomicU32,
     caches: Caches,
     zero: ZeroPages,
     settings: Settings,
@@ -157,6 +167,16 @@ impl<P: Platform> Memory<P> {
     /// they must be zeroed and belong to nobody else, ever.
     #[must_use]
     pub unsafe fn new(platform: P, metadata: Pfn) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { Self::with_nodes(platform, metadata, NodeMap::ONE) }
+    }
+
+    /// [`Memory::new`], with the frames in several nodes.
+    ///
+    /// # Safety
+    /// As [`Memory::new`].
+    #[must_use]
+    pub unsafe fn with_nodes(platform: P, metadata: Pfn, node_map: NodeMap) -> Self {
         let frames = platform.frames();
         let behind = |bytes: usize| {
             metadata.offset(
@@ -178,10 +198,9 @@ impl<P: Platform> Memory<P> {
         }
         // Those who reach it through an entry take references like to any other page; it keeps this one for ever.
         pages.page(zero_page).ref_init();
-        let node = Node {
-            zones: ZoneKind::ALL.map(|kind| Zone::new(kind, frames)),
-            lru: SpinLock::new(LruLists::new()),
-            deferred: SpinLock::new(DeferredQueue::new()),
+        let node_at = |n: usize| {
+            let node = u32::try_from(n).ok().and_then(NodeId::new);
+            Node::new(node_map.range(node.unwrap_or(NodeId::FIRST), frames))
         };
         Self {
             platform,
@@ -189,7 +208,9 @@ impl<P: Platform> Memory<P> {
             metadata: PfnRange::new(metadata, metadata_end)
                 .unwrap_or_else(|| unreachable!("the end comes last")),
             per_cpu,
-            nodes: [node],
+            node_map,
+            nodes: core::array::from_fn(node_at),
+            next_deferred: AtomicU32::new(0),
             caches: Caches::new(),
             zero: ZeroPages::new(zero_page),
             settings: Settings::new(),
@@ -232,23 +253,62 @@ impl<P: Platform> Memory<P> {
 
     /// The nodes.
     pub fn nodes(&self) -> &[Node] {
-        &self.nodes
+        &self.nodes[..self.nr_nodes() as usize]
+    }
+
+    /// How many nodes there are.
+    #[must_use]
+    pub fn nr_nodes(&self) -> u32 {
+        self.node_map.nr()
+    }
+
+    /// The numbers of the nodes that have memory which programs can get.
+    #[must_use]
+    pub fn nodes_with_memory(&self) -> NodeMask {
+        let has_some = |&node: &NodeId| self.node(node).zones.iter().any(|zone| zone.nr_managed() > 0);
+        let nodes = self.node_map.nodes().iter().filter(has_some);
+        nodes.fold(NodeMask::EMPTY, |mask, node| mask.with(node))
+    }
+
+    /// The node nearest to the running CPU: the first, as on a Linux whose nodes are fake.
+    #[must_use]
+    pub fn local_node(&self) -> NodeId {
+        NodeId::FIRST
+    }
+
+    /// The number of the node that a frame belongs to.
+    #[must_use]
+    pub fn node_id(&self, pfn: Pfn) -> NodeId {
+        self.node_map.node_of(pfn)
+    }
+
+    /// The frames of a node, holes included.
+    #[must_use]
+    pub fn node_range(&self, node: NodeId) -> PfnRange {
+        self.node_map.range(node, self.platform.frames())
+    }
+
+    /// A node by its number; one without memory if the machine has no such node.
+    pub(crate) fn node(&self, node: NodeId) -> &Node {
+        &self.nodes[node.index()]
     }
 
     /// The node that a frame belongs to.
     pub(crate) fn node_of(&self, pfn: Pfn) -> &Node {
-        let _ = pfn;
-        &self.nodes[0]
+        self.node(self.node_id(pfn))
+    }
+
+    /// All nodes, each time beginning with another one.
+    pub(crate) fn nodes_in_turn(&self) -> impl Iterator<Item = NodeId> {
+        let nr = self.nr_nodes();
+        // Relaxed: it only has to change.
+        let first = self.next_deferred.fetch_add_relaxed(1);
+        (0..nr).filter_map(move |i| NodeId::new((first.wrapping_add(i)) % nr))
     }
 
     /// All zones of all nodes.
     pub fn zones(&self) -> impl Iterator<Item = &Zone> {
-        self.nodes.iter().flat_map(|node| node.zones.iter())
-    }
-
-    /// Zones in the order in which an allocation tries them: the scarce low ones last.
-    pub(crate) fn zones_by_preference(&self) -> impl Iterator<Item = &Zone> {
-        self.nodes.iter().flat_map(|node| node.zones.iter().rev())
+        self.nodes().iter().flat_map(|node| node.zones.iter())
     }
 
     /// The zone of a frame.

@@ -481,10 +481,11 @@ fn written(marks: Marks) -> Marks {
 
 /// An area like `old`, at `to`. One that has no pages yet is as new; otherwise its pages keep their indices.
 fn twin(space: &AddressSpace, old: Handle<Vma>, to: VirtRange) -> Vma {
-    match old.anon_vma() {
+    let new = match old.anon_vma() {
         Some(_) => Vma::moved(space.handle(), to, old.flags(), old.linear_index(old.start())),
         None => Vma::new(space.handle(), to, old.flags()),
-    }
+    };
+    new.with_policy(old.policy())
 }
 
 /// Whether part of `vma` may be resized.

@@ -13,6 +13,7 @@
 
 use crate::{
     addr::{PAGE_SIZE, Pfn, VirtRange},
+    policy::Policy,
     table::Table,
     trace::Event,
 };
@@ -187,6 +188,11 @@ pub unsafe trait Platform: Sized {
 
     /// Wakes everybody queued under `key`. To be called after the change that they wait for.
     fn wake(&self, key: WaitKey);
+
+    /// Returns the memory policy of the running task, for pages of areas that have none of their own.
+    fn task_policy(&self) -> Policy {
+        Policy::DEFAULT
+    }
 
     /// Takes note of an event. Called only if [`TRACE`](Self::TRACE).
     fn trace(&self, event: Event) {

@@ -12,6 +12,8 @@
 //! * **No allocation fails while any CPU's magazine holds what it may have**: before failing, every magazine is emptied
 //!   into the zones, where the pages merge and the watermarks decide. So cached pages count as free ([`Memory::nr_free_pages`]).
 //! * **Watermarks**: below `min` only [`AllocFlags::RESERVE`] allocations succeed, below `low` no opportunistic ones.
+//! * **Nodes**: a [`Placement`] says which nodes a block may come from. A magazine holds blocks of its CPU's own node
+//!   only: what comes from another is taken from that node's zones, what is of another goes back to them.
 //! * Allocation never reclaims (decision 0001).
 //! * In builds with debug assertions a freed page is filled with a pattern, and the pattern is checked when it is
 //!   handed out again.
@@ -36,9 +38,11 @@ use crate::{
     error::AllocError,
     flags::{AllocFlags, PageFlags},
     memory::Memory,
+    node::NodeId,
     order::Order,
     page::{Page, PageState, compound::BadPage},
     platform::Platform,
+    policy::Placement,
     trace::Event,
 };
 
@@ -53,11 +57,24 @@ impl<P: Platform> Memory<P> {
     /// # Errors
     /// Nothing free at the watermark that `flags` allow; nothing changed.
     pub fn alloc_pages(&self, order: Order, flags: AllocFlags) -> Result<Pfn, AllocError> {
+        self.alloc_pages_from(Placement::near(self.local_node()), order, flags)
+    }
+
+    /// [`Memory::alloc_pages`], from the nodes that `placement` allows.
+    ///
+    /// # Errors
+    /// Nothing free there at the watermark that `flags` allow; nothing changed.
+    pub fn alloc_pages_from(
+        &self,
+        placement: Placement,
+        order: Order,
+        flags: AllocFlags,
+    ) -> Result<Pfn, AllocError> {
         let error = AllocError { order };
         if self.allocation_must_fail() {
             return Err(error);
         }
-        let pfn = self.take_block(order, flags).ok_or(error)?;
+        let pfn = self.take_block(placement, order, flags).ok_or(error)?;
         self.poison_check(pfn, order);
         if flags.contains(AllocFlags::ZERO) {
             for i in 0..order.nr_pages() {
@@ -100,7 +117,7 @@ impl<P: Platform> Memory<P> {
             self.platform().trace(Event::Free { pfn, order });
         }
         self.add(Counter::PgFree, i64::from(order.nr_pages()));
-        if Magazine::caches(order) {
+        if Magazine::caches(order) && self.node_id(pfn) == self.local_node() {
             self.with_own_magazine(|magazine| {
                 if magazine.room(order) == 0 {
                     self.spill(magazine, order);
@@ -163,6 +180,27 @@ impl<P: Platform> Memory<P> {
         self.zones().map(|zone| u64::from(zone.nr_managed())).sum()
     }
 
+    /// Pages of one node that an allocation could have. Magazines are filled from the node of their CPU.
+    #[must_use]
+    pub fn nr_free_pages_of(&self, node: NodeId) -> u64 {
+        let zones = self.node(node).zones().iter();
+        let listed: u64 = zones.map(|zone| u64::from(zone.nr_free())).sum();
+        let caches = self.per_cpu_all().iter().map(|cpu| cpu.cache().nr_pages_hint());
+        let cached = if node == self.local_node() {
+            caches.sum()
+        } else {
+            0
+        };
+        listed + cached
+    }
+
+    /// Pages of one node that were ever given to the allocator.
+    #[must_use]
+    pub fn nr_managed_pages_of(&self, node: NodeId) -> u64 {
+        let zones = self.node(node).zones().iter();
+        zones.map(|zone| u64::from(zone.nr_managed())).sum()
+    }
+
     /// Empties every CPU's magazine into the zones.
     pub fn drain_all_magazines(&self) {
         self.with_all_magazines(&mut |magazine| {
@@ -174,16 +212,29 @@ impl<P: Platform> Memory<P> {
         });
     }
 
-    fn take_block(&self, order: Order, flags: AllocFlags) -> Option<Pfn> {
-        let pfn = self.try_take_block(order, flags).or_else(|| {
-            if !self.is_draining_worth_it(order, flags) {
+    fn take_block(&self, placement: Placement, order: Order, flags: AllocFlags) -> Option<Pfn> {
+        let is_near = placement.first() == self.local_node();
+        let cached = (is_near && Magazine::caches(order))
+            .then(|| self.with_own_magazine(|magazine| magazine.pop(order)))
+            .flatten();
+        let pfn = match cached {
+            Some(pfn) => pfn,
+            None => self.take_block_from_zones(&placement, order, flags)?,
+        };
+        self.add(Counter::PgAlloc, i64::from(order.nr_pages()));
+        Some(pfn)
+    }
+
+    /// Takes a block that the magazine does not hold, and fills the magazine while at it.
+    #[cold]
+    fn take_block_from_zones(&self, placement: &Placement, order: Order, flags: AllocFlags) -> Option<Pfn> {
+        self.try_take_block(placement, order, flags).or_else(|| {
+            if !placement.allows(self.local_node()) || !self.is_draining_worth_it(order, flags) {
                 return None;
             }
             self.drain_all_magazines();
-            self.try_take_block(order, flags)
-        })?;
-        self.add(Counter::PgAlloc, i64::from(order.nr_pages()));
-        Some(pfn)
+            self.try_take_block(placement, order, flags)
+        })
     }
 
     /// Whether what is missing may sit in a magazine, here or on another CPU, or merge once it is out of them.
@@ -197,18 +248,26 @@ impl<P: Platform> Memory<P> {
         }
     }
 
-    fn try_take_block(&self, order: Order, flags: AllocFlags) -> Option<Pfn> {
-        if !Magazine::caches(order) {
-            return self
-                .zones_by_preference()
-                .find_map(|zone| zone.alloc(self, order, flags));
+    fn try_take_block(&self, placement: &Placement, order: Order, flags: AllocFlags) -> Option<Pfn> {
+        let first = self.try_take_from(placement.first(), order, flags);
+        if first.is_some() || self.nr_nodes() == 1 {
+            return first;
+        }
+        let mut others = placement.others(self.nodes_with_memory());
+        others.find_map(|node| self.try_take_from(node, order, flags))
+    }
+
+    /// Takes a block from one node: its zones are asked highest first, because the low ones are scarce.
+    fn try_take_from(&self, node: NodeId, order: Order, flags: AllocFlags) -> Option<Pfn> {
+        let zones = || self.node(node).zones().iter().rev();
+        if !Magazine::caches(order) || node != self.local_node() {
+            return zones().find_map(|zone| zone.alloc(self, order, flags));
         }
         self.with_own_magazine(|magazine| {
             if let Some(pfn) = magazine.pop(order) {
                 return Some(pfn);
             }
-            self.zones_by_preference()
-                .find(|zone| zone.refill(self, magazine, order, flags))?;
+            zones().find(|zone| zone.refill(self, magazine, order, flags))?;
             magazine.pop(order)
         })
     }

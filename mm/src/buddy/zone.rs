@@ -36,8 +36,8 @@ impl ZoneKind {
         }
     }
 
-    /// Frames that belong to the zone, on a machine of `frames` frames.
-    pub(crate) fn range(self, frames: u32) -> PfnRange {
+    /// Frames of a node that belong to the zone.
+    pub(crate) fn range(self, node: PfnRange) -> PfnRange {
         const DMA_END: u32 = 16 << 8;
         const DMA32_END: u32 = 4 << 18;
         let (start, end) = match self {
@@ -45,7 +45,8 @@ impl ZoneKind {
             Self::Dma32 => (DMA_END, DMA32_END),
             Self::Normal => (DMA32_END, u32::MAX),
         };
-        let (start, end) = (Pfn::new(start.min(frames)), Pfn::new(end.min(frames)));
+        let clip = |pfn| Pfn::new(pfn).clamp(node.start(), node.end());
+        let (start, end) = (clip(start), clip(end));
         PfnRange::new(start, end).unwrap_or_else(|| unreachable!("clipping keeps the order"))
     }
 }
@@ -68,10 +69,11 @@ pub struct Zone {
 }
 
 impl Zone {
-    pub(crate) fn new(kind: ZoneKind, frames: u32) -> Self {
+    /// The part of a node that is of this kind.
+    pub(crate) fn new(kind: ZoneKind, node: PfnRange) -> Self {
         Self {
             kind,
-            range: kind.range(frames),
+            range: kind.range(node),
             free: SpinLock::new(FreeAreas::new()),
             nr_free: AtomicU32::new(0),
             nr_managed: AtomicU32::new(0),

@@ -106,12 +106,20 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         let page = self.page(pfn)?;
         about(page, Rule::FreeRecord, PageState::CLEAR.raw(), page.state().raw())?;
         about(page, Rule::FreeListed, 1u32, u32::from(pfn.is_aligned(order)))?;
+        let (local, its) = (self.mem.local_node(), self.mem.node_id(pfn));
+        about(page, Rule::FreeListed, local.number(), its.number())?;
         self.mark_free(page, order)
+    }
+
+    /// A page that was found on a list of `node` is one of its pages.
+    fn on_its_node(&self, page: Page<'_>, node: usize, rule: Rule) -> Result<(), Violation> {
+        let its = self.mem.node_id(page.pfn()).index();
+        about(page, rule, node as u64, its as u64)
     }
 
     pub(super) fn lru(&mut self) -> Result<(), Violation> {
         let mem = self.mem;
-        for node in mem.nodes() {
+        for (number, node) in mem.nodes().iter().enumerate() {
             let lists = node.lru().lock(mem.platform());
             for (nth, kind) in [LruKind::InactiveAnon, LruKind::ActiveAnon]
                 .into_iter()
@@ -128,6 +136,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
                         u32::from(kind == LruKind::ActiveAnon),
                         u32::from(active),
                     )?;
+                    self.on_its_node(page, number, Rule::Lru)?;
                     self.mark(page, Seen::LRU, Rule::Lru)?;
                 }
                 equal(Rule::Lru, u64::from(lists.list(kind).len()), walked)?;
@@ -138,7 +147,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
 
     pub(super) fn deferred_queue(&mut self) -> Result<(), Violation> {
         let mem = self.mem;
-        for node in mem.nodes() {
+        for (number, node) in mem.nodes().iter().enumerate() {
             let queue = node.deferred().lock(mem.platform());
             let mut walked = 0;
             for head in queue.iter(mem.pages()) {
@@ -146,6 +155,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
                 let fit =
                     head.compound_order() >= Order::MIN_WITH_QUEUE && head.is_anon() && head.refs_hint() > 0;
                 about(head, Rule::DeferredQueue, 1u32, u32::from(fit))?;
+                self.on_its_node(head, number, Rule::DeferredQueue)?;
                 self.mark(head, Seen::QUEUED, Rule::DeferredQueue)?;
             }
             equal(Rule::DeferredQueue, u64::from(queue.len()), walked)?;

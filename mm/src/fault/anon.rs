@@ -117,7 +117,8 @@ impl<P: Platform> Memory<P> {
         (slot, table): (PmdSlot, Pfn),
         fault: FaultInfo,
     ) -> Result<VmFault, AllocError> {
-        let folio = self.alloc_folio(Order::ZERO, AllocFlags::ZERO)?;
+        let placement = self.placement_in(vma, fault.addr, Order::ZERO);
+        let folio = self.alloc_folio_from(placement, Order::ZERO, AllocFlags::ZERO)?;
         let page = folio.page();
         page.set_private_state(PageState::of(NEW_ANON));
         let ptes = self.lock_table(table);

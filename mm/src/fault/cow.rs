@@ -26,6 +26,7 @@ use crate::{
     page::{Page, PageState},
     pgtable::{PmdSlot, PteEntry, cursor::Level, entry::Marks},
     platform::{Platform, Stride},
+    policy::Placement,
     rmap::Run,
     slab::Handle,
     vma::Vma,
@@ -47,8 +48,8 @@ impl<P: Platform> Memory<P> {
     }
 
     /// A new page with the contents of `from`, not mapped yet.
-    pub(crate) fn new_anon_copy(&self, from: Pfn) -> Result<Folio<'_>, AllocError> {
-        let folio = self.alloc_folio(Order::ZERO, AllocFlags::empty())?;
+    pub(crate) fn new_anon_copy(&self, from: Pfn, placement: Placement) -> Result<Folio<'_>, AllocError> {
+        let folio = self.alloc_folio_from(placement, Order::ZERO, AllocFlags::empty())?;
         let (to, from) = (
             self.platform().frame_ptr(folio.pfn()),
             self.platform().frame_ptr(from),
@@ -74,8 +75,9 @@ impl<P: Platform> Memory<P> {
         };
         let old = self.pages().page(pfn);
         let was_zero = self.is_zero_page(old);
+        let placement = self.placement_in(vma, fault.addr, Order::ZERO);
         let folio = if was_zero {
-            let folio = self.alloc_folio(Order::ZERO, AllocFlags::ZERO)?;
+            let folio = self.alloc_folio_from(placement, Order::ZERO, AllocFlags::ZERO)?;
             folio.page().set_private_state(PageState::of(NEW_ANON));
             folio
         } else {
@@ -83,7 +85,7 @@ impl<P: Platform> Memory<P> {
             let Some(held) = self.try_get(old) else {
                 return Ok(VmFault::Retry);
             };
-            let copy = self.new_anon_copy(pfn);
+            let copy = self.new_anon_copy(pfn, placement);
             self.put(held);
             copy?
         };

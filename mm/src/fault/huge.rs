@@ -50,7 +50,8 @@ impl<P: Platform> Memory<P> {
         slot: PmdSlot,
         fault: FaultInfo,
     ) -> Result<Outcome, AllocError> {
-        let Ok(folio) = self.alloc_folio(PMD_ORDER, AllocFlags::OPPORTUNISTIC) else {
+        let placement = self.placement_in(vma, slot.span.start(), PMD_ORDER);
+        let Ok(folio) = self.alloc_folio_from(placement, PMD_ORDER, AllocFlags::OPPORTUNISTIC) else {
             self.add(Counter::ThpFaultFallback, 1);
             return Ok(Outcome::Fallback);
         };

@@ -17,6 +17,7 @@ use crate::{
     counter::Counter,
     flags::PageFlags,
     memory::Memory,
+    node::NodeId,
     page::{Page, PageArray, PageList},
     platform::Platform,
 };
@@ -65,20 +66,24 @@ impl DeferredQueue {
 }
 
 impl<P: Platform> Memory<P> {
-    /// Takes the folio that waits longest off the queue, with a reference. Folios that are being freed are passed by:
-    /// they find themselves off the queue.
-    pub(crate) fn take_deferred(&self) -> Option<Folio<'_>> {
-        for node in self.nodes() {
-            let mut queue = node.deferred().lock(self.platform());
-            while let Some(link) = queue.links.first(self.pages()) {
-                let head = link.head();
-                queue.forget(head);
-                if head.ref_get_unless_zero() {
-                    return Some(Folio::from_raw(head));
-                }
+    /// Takes the folio that waits longest off a node's queue, with a reference. Folios that are being freed are passed
+    /// by: they find themselves off the queue.
+    pub(crate) fn take_deferred(&self, node: NodeId) -> Option<Folio<'_>> {
+        let mut queue = self.node(node).deferred().lock(self.platform());
+        while let Some(link) = queue.links.first(self.pages()) {
+            let head = link.head();
+            queue.forget(head);
+            if head.ref_get_unless_zero() {
+                return Some(Folio::from_raw(head));
             }
         }
         None
+    }
+
+    /// How many huge pages of one node wait to be split.
+    #[must_use]
+    pub fn nr_deferred_splits_of(&self, node: NodeId) -> u32 {
+        self.node(node).deferred().lock(self.platform()).len()
     }
 
     /// Puts a folio back that was taken off and is still huge. Counts nothing: it waits for the same reason as before.
@@ -135,7 +140,7 @@ mod tests {
         mem.queue_deferred_split(living.page());
         let dead = dying.into_raw();
         assert!(dead.ref_sub_and_test(1), "the last reference");
-        let taken = mem.take_deferred().expect("the other one is alive");
+        let taken = mem.take_deferred(NodeId::FIRST).expect("the other one is alive");
         assert_eq!(taken.pfn(), living.pfn());
         assert_eq!(
             (mem.nr_deferred_splits(), dead.has(PageFlags::QUEUED)),

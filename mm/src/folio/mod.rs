@@ -29,6 +29,7 @@ use crate::{
     order::{Order, PMD_ORDER},
     page::{Destructor, Page, PageState},
     platform::Platform,
+    policy::Placement,
     trace::Event,
 };
 
@@ -109,7 +110,20 @@ impl<P: Platform> Memory<P> {
     /// # Errors
     /// As [`Memory::alloc_pages`].
     pub fn alloc_folio(&self, order: Order, flags: AllocFlags) -> Result<Folio<'_>, AllocError> {
-        let pfn = self.alloc_pages(order, flags)?;
+        self.alloc_folio_from(Placement::near(self.local_node()), order, flags)
+    }
+
+    /// [`Memory::alloc_folio`], from the nodes that `placement` allows.
+    ///
+    /// # Errors
+    /// As [`Memory::alloc_pages_from`].
+    pub fn alloc_folio_from(
+        &self,
+        placement: Placement,
+        order: Order,
+        flags: AllocFlags,
+    ) -> Result<Folio<'_>, AllocError> {
+        let pfn = self.alloc_pages_from(placement, order, flags)?;
         let page = self.pages().page(pfn);
         if order > Order::ZERO {
             let destructor = if order == PMD_ORDER {

@@ -20,6 +20,7 @@ use crate::{
     address_space::AddressSpace,
     anon_vma::AnonVma,
     flags::{Prot, VmaFlags},
+    policy::{Policy, PolicyCell},
     slab::{CacheId, Handle, Link, Object},
     sync::{AtomicU32, AtomicU64},
 };
@@ -33,6 +34,8 @@ pub struct Vma {
     /// Linear index of its first page: what pages keep in their records. Moves along with the area.
     first_index: AtomicU64,
     anon_vma: Link<AnonVma>,
+    /// Where its new pages come from.
+    policy: PolicyCell,
     /// Neighbours on the anon_vma's list. Under its lock.
     on_list: anon::Node,
     space: Handle<AddressSpace>,
@@ -62,10 +65,29 @@ impl Vma {
             flags: AtomicU32::new(flags.bits()),
             first_index: AtomicU64::new(first_index),
             anon_vma: Link::new(None),
+            policy: PolicyCell::new(Policy::DEFAULT),
             on_list: anon::Node::new(),
             space,
             node: tree::Node::new(),
         }
+    }
+
+    /// The same area with another policy.
+    #[must_use]
+    pub(crate) fn with_policy(self, policy: Policy) -> Self {
+        self.policy.set(policy);
+        self
+    }
+
+    /// Where its new pages come from.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy.get()
+    }
+
+    /// Changes where its new pages come from. The mmap lock is held for writing.
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        self.policy.set(policy);
     }
 
     /// The address space it belongs to.
@@ -127,7 +149,8 @@ impl Vma {
             _ => true,
         };
         let goes_on = self.linear_index(self.end()) == above.first_index.load_relaxed();
-        self.end() == above.start() && self.flags() == above.flags() && goes_on && same_pages
+        let same_wishes = self.flags() == above.flags() && self.policy() == above.policy();
+        self.end() == above.start() && same_wishes && goes_on && same_pages
     }
 }
 

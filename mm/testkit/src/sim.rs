@@ -13,6 +13,7 @@ use mm::{
     error::{AllocError, SegvReason, VmFault},
     fault::{Access, FaultInfo},
     memory::Memory,
+    node::NodeMap,
     platform::CpuId,
 };
 
@@ -90,10 +91,21 @@ impl Sim {
     /// If the page records do not fit.
     #[must_use]
     pub fn boot(config: &Config) -> Self {
+        Self::boot_nodes(config, 1)
+    }
+
+    /// [`Sim::boot`] with the memory cut into `nr_nodes` nodes.
+    ///
+    /// # Panics
+    /// Also if there is not enough memory for so many.
+    #[must_use]
+    pub fn boot_nodes(config: &Config, nr_nodes: u32) -> Self {
         let machine = SimMachine::new(config.frames, config.nr_cpus);
         let bytes = Memory::<SimMachine>::metadata_size(config.frames, config.nr_cpus);
         let metadata = u32::try_from(bytes.div_ceil(PAGE_SIZE)).expect("the records fit a machine");
         let banks = banks(config);
+        let nodes = NodeMap::cut(banks.iter().cloned().map(frames), nr_nodes);
+        let nodes = nodes.expect("memory for that many nodes");
         let first = banks.iter().map(|bank| bank.start.max(FIRMWARE_FRAMES)..bank.end);
         let home = first
             .into_iter()
@@ -101,7 +113,7 @@ impl Sim {
             .expect("no bank holds the records");
         let kept = home.start..home.start + metadata;
         // SAFETY: the machine's memory is zeroed, the frames are in a bank, and they are never released below.
-        let mem = unsafe { Memory::new(machine, Pfn::new(kept.start)) };
+        let mem = unsafe { Memory::with_nodes(machine, Pfn::new(kept.start), nodes) };
         for bank in &banks {
             mem.add_memory(frames(bank.clone()));
             for part in [

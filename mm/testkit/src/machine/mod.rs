@@ -43,6 +43,7 @@ use std::{
 use mm::{
     addr::{PAGE_SIZE, PMD_SIZE, Pfn, VirtRange},
     platform::{CpuId, CpuMask, MAX_CPUS, Nanos, Platform, Stride, WaitKey},
+    policy::Policy,
     trace::Event,
 };
 
@@ -99,6 +100,8 @@ struct Cpu {
     walkers: AtomicU32,
     /// Grows each time the last walk guard here goes.
     walks_ended: AtomicU64,
+    /// Policy of the task that runs here.
+    policy: Mutex<Policy>,
     /// Runs a process.
     claimed: AtomicBool,
     tlb: Mutex<Tlb>,
@@ -239,8 +242,14 @@ impl SimMachine {
         assert!(!taken, "{cpu:?} runs another process");
     }
 
+    /// Gives the task that runs on `cpu` a memory policy. It is back to the default one when another process runs there.
+    pub fn set_task_policy(&self, cpu: CpuId, policy: Policy) {
+        *lock(&self.cpus[cpu.index()].policy) = policy;
+    }
+
     /// Takes it back.
     pub(crate) fn disclaim(&self, cpu: CpuId) {
+        self.set_task_policy(cpu, Policy::DEFAULT);
         self.cpus[cpu.index()].claimed.store(false, Ordering::Relaxed);
     }
 
@@ -463,6 +472,10 @@ unsafe impl Platform for SimMachine {
 
     fn nr_cpus(&self) -> u32 {
         u32::try_from(self.cpus.len()).expect("invariant: at most 64 CPUs")
+    }
+
+    fn task_policy(&self) -> Policy {
+        *lock(&self.cpus[self.current_cpu().index()].policy)
     }
 
     fn now(&self) -> Nanos {
