@@ -226,6 +226,16 @@ impl VirtRange {
         }
     }
 
+    /// Returns the `nr` pages from the one around `addr` on; the caller knows that they are user space.
+    #[must_use]
+    pub fn of_pages(addr: VirtAddr, nr: u32) -> Self {
+        let start = addr.align_down(PAGE_BYTES);
+        Self {
+            start,
+            end: start + u64::from(nr) * PAGE_BYTES,
+        }
+    }
+
     /// Returns the naturally aligned 2 MiB around `addr`.
     ///
     /// The last one of the lower half ends where addresses stop being canonical; its end is then the first address of

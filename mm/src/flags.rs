@@ -19,6 +19,7 @@ bitflags! {
     /// | `BUDDY` | free | allocate | zone lock |
     /// | `SLAB`, `PGTABLE`, `RESERVED` | owner, after allocation | owner, before free | page private |
     /// | `EXCLUSIVE` | anonymous fault | sharing | page-table lock |
+    /// | `TAILS_EXCLUSIVE` (first tail) | PMD split of an exclusive page | sharing, free | mapcount lock |
     /// | `DOUBLE_MAP` (first tail) | PMD split that leaves other PMD mappings | last PMD unmap | mapcount lock |
     /// | `QUEUED` (head) | deferred queue | queue removal | queue lock |
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +64,8 @@ bitflags! {
         const HWPOISON = 1 << 19;
         /// No memory here: a hole between memory banks. A record exists because the array is one piece.
         const NOPAGE = 1 << 20;
+        /// First tail: every tail is [`PageFlags::EXCLUSIVE`], whatever it says itself.
+        const TAILS_EXCLUSIVE = 1 << 21;
         /// On the deferred split queue (head only).
         const QUEUED = 1 << 22;
         /// Logically offline.

@@ -18,15 +18,18 @@
 //! Origin: Linux `copy_huge_pmd`, `copy_pte_range`; A11.
 
 use crate::{
-    addr::{HPAGE_PAGES, VirtRange},
+    addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtAddr, VirtRange},
     address_space::{AddressSpace, MmRef},
     error::{AllocError, MapError},
     flags::{Prot, VmaFlags},
     memory::Memory,
     order::Order,
-    pgtable::{Gather, MigrationKind, PmdEntry, PmdSlot, PtLock, PteEntry, cursor::Level},
+    pgtable::{
+        Gather, MigrationKind, PmdEntry, PmdSlot, PtLock, PteEntry,
+        cursor::{Level, pmd_chunks},
+    },
     platform::{Platform, Stride},
-    rmap::{Run, walk::pages},
+    rmap::Run,
     slab::Handle,
     vma::Vma,
 };
@@ -80,95 +83,140 @@ impl<P: Platform> Memory<P> {
         };
         self.join_anon_vma_behind(copy, vma, anon_vma);
         let mut copied = Ok(());
-        self.for_each_pmd(parent.tables(), vma.range(), &mut |slot, chunk| {
+        self.for_each_pmd_table(parent.tables(), vma.range(), &mut |from, range| {
             if copied.is_ok() {
-                copied = self.copy_chunk((parent, child), (slot, chunk), gather);
+                copied = self.copy_pmds((parent, child), (from, range), gather);
             }
         });
         copied
     }
 
-    /// Copies the entries of `chunk`, which lies in the span of one PMD.
-    fn copy_chunk(
+    /// Copies the entries of `range`, which the PMD table `from` spans: huge pages in a row under one taking of the
+    /// locks.
+    fn copy_pmds(
         &self,
         (parent, child): (&AddressSpace, &AddressSpace),
-        (from, chunk): (PmdSlot, VirtRange),
+        (from, range): (Pfn, VirtRange),
         gather: &mut Gather<'_, P>,
     ) -> Result<(), AllocError> {
-        match self.table(from.table).pmd(from.index) {
-            PmdEntry::None => Ok(()),
-            PmdEntry::Table(_) => self.copy_ptes((parent, child), (from, chunk), gather),
-            PmdEntry::Huge { pfn, .. } if self.must_copy(self.pages().page(pfn)) => {
-                self.split_pmd_slot(parent, from);
-                self.copy_ptes((parent, child), (from, chunk), gather)
+        let mut rest = Some(range);
+        while let Some(range) = rest.filter(|rest| !rest.is_empty()) {
+            let Some(first) = self.first_used_pmd(from, range) else {
+                return Ok(());
+            };
+            let to = self.pmd_slot_alloc(child.tables(), first)?;
+            let range = VirtRange::new(first, range.end()).unwrap_or(range);
+            let stop = {
+                let into = self.lock_table(to.table);
+                let out = self.lock_table(from);
+                self.share_pmds(child, (&out, &into), range, gather)?
+            };
+            rest = None;
+            if let Some(addr) = stop {
+                let slot = PmdSlot {
+                    table: from,
+                    index: Level::Pmd.index(addr),
+                    span: VirtRange::pmd(addr),
+                };
+                let chunk = range.intersect(slot.span).unwrap_or(range);
+                // A huge page stopped the row because it must be copied, which is done by base pages.
+                self.split_pmd_slot(parent, slot);
+                self.copy_ptes((parent, child), (slot, chunk), gather)?;
+                rest = VirtRange::new(chunk.end(), range.end());
             }
-            PmdEntry::Huge { .. } | PmdEntry::Migration { .. } => self.copy_pmd(child, from, gather),
         }
+        Ok(())
+    }
+
+    /// Where the first entry of `table` in `range` is that holds anything.
+    fn first_used_pmd(&self, table: Pfn, range: VirtRange) -> Option<VirtAddr> {
+        let table = self.table(table);
+        pmd_chunks(range)
+            .map(VirtRange::start)
+            .find(|&addr| table.pmd(Level::Pmd.index(addr)) != PmdEntry::None)
     }
 
     /// Whether a page must not be shared: it is this process's alone and somebody holds its frame for input or output.
     fn must_copy(&self, page: crate::page::Page<'_>) -> bool {
-        page.has(crate::flags::PageFlags::EXCLUSIVE) && page.maybe_pinned()
+        page.maybe_pinned() && page.is_exclusive()
     }
 
-    fn copy_pmd(
+    /// Shares the huge pages of `range` until an entry that is a table or whose page must be copied; returns its address.
+    fn share_pmds(
         &self,
         child: &AddressSpace,
-        from: PmdSlot,
+        (out, into): (&PtLock<'_, P>, &PtLock<'_, P>),
+        range: VirtRange,
         gather: &mut Gather<'_, P>,
-    ) -> Result<(), AllocError> {
-        let to = self.pmd_slot_alloc(child.tables(), from.span.start())?;
-        let deposit = self.alloc_deposit()?;
-        let into = self.lock_table(to.table);
-        let out = self.lock_table(from.table);
-        let entry = match out.pmd(from.index) {
+    ) -> Result<Option<VirtAddr>, AllocError> {
+        let (mut tables, mut huge_pages) = (0, 0);
+        let mut row = pmd_chunks(range).map(VirtRange::start);
+        let stop = row.try_for_each(|addr| {
+            let index = Level::Pmd.index(addr);
+            let entry = out.pmd(index);
+            match entry {
+                PmdEntry::None => return Ok(()),
+                PmdEntry::Table(_) => return Err(Ok(addr)),
+                PmdEntry::Huge { pfn, .. } if self.must_copy(self.pages().page(pfn)) => return Err(Ok(addr)),
+                PmdEntry::Huge { .. } | PmdEntry::Migration { .. } => {}
+            }
+            let deposit = self.alloc_deposit().map_err(Err)?;
+            self.deposit_table(into, deposit);
+            tables += 1;
+            huge_pages += self.share_pmd((out, into), (index, addr), entry, gather);
+            Ok(())
+        });
+        child.tables().count(tables);
+        child.add_rss(huge_pages * i64::from(HPAGE_PAGES));
+        match stop {
+            Ok(()) => Ok(None),
+            Err(stop) => stop.map(Some),
+        }
+    }
+
+    /// Shares one huge page; returns how many the child's resident size grows by.
+    fn share_pmd(
+        &self,
+        (out, into): (&PtLock<'_, P>, &PtLock<'_, P>),
+        (index, addr): (usize, VirtAddr),
+        entry: PmdEntry,
+        gather: &mut Gather<'_, P>,
+    ) -> i64 {
+        match entry {
             PmdEntry::Huge {
                 pfn,
                 prot,
                 marks,
                 valid,
             } => {
+                let shared = |marks| PmdEntry::Huge {
+                    pfn,
+                    prot: prot & !Prot::WRITE,
+                    marks,
+                    valid,
+                };
                 let head = self.pages().page(pfn);
                 self.get_refs(head, 1);
-                let prot = prot & !Prot::WRITE;
-                if !self.is_zero_page(head) {
-                    self.rmap_dup_pmd(head);
-                    child.add_rss(i64::from(HPAGE_PAGES));
-                    self.set_pmd_keeping_marks(
-                        &out,
-                        from.index,
-                        PmdEntry::Huge {
-                            pfn,
-                            prot,
-                            marks,
-                            valid,
-                        },
-                    );
-                    gather.stale(from.span, Stride::Pmd);
+                into.set_pmd(index, shared(marks.old()));
+                if self.is_zero_page(head) {
+                    return 0;
                 }
-                PmdEntry::Huge {
-                    pfn,
-                    prot,
-                    marks: marks.old(),
-                    valid,
+                self.rmap_dup_pmd(head);
+                if prot.contains(Prot::WRITE) {
+                    self.set_pmd_keeping_marks(out, index, shared(marks));
+                    gather.stale(VirtRange::pmd(addr), Stride::Pmd);
                 }
+                1
             }
             PmdEntry::Migration { pfn, marks, .. } => {
-                let shared = PmdEntry::Migration {
-                    pfn,
-                    kind: MigrationKind::Read,
-                    marks,
-                };
-                out.set_pmd(from.index, shared);
-                child.add_rss(i64::from(HPAGE_PAGES));
-                shared
+                let kind = MigrationKind::Read;
+                let shared = PmdEntry::Migration { pfn, kind, marks };
+                out.set_pmd(index, shared);
+                into.set_pmd(index, shared);
+                1
             }
-            PmdEntry::None | PmdEntry::Table(_) => unreachable!("the mmap lock is held for writing"),
-        };
-        self.deposit_table(&into, deposit);
-        child.tables().count(1);
-        into.set_pmd(to.index, entry);
-        Ok(())
+            PmdEntry::None | PmdEntry::Table(_) => unreachable!("no huge page"),
+        }
     }
 
     fn copy_ptes(
@@ -194,92 +242,68 @@ impl<P: Platform> Memory<P> {
             };
             if let Some(at) = stopped {
                 self.copy_pinned_page(child, (source, target), at)?;
-                rest =
-                    VirtRange::new(at + crate::addr::PAGE_BYTES, chunk.end()).filter(|rest| !rest.is_empty());
+                rest = VirtRange::new(at + PAGE_BYTES, chunk.end()).filter(|rest| !rest.is_empty());
             }
         }
         Ok(())
     }
 
-    /// Copies entries until one whose page must be copied; returns its address.
+    /// Copies entries, a run at a time, until one whose page must be copied; returns its address.
     fn share_ptes(
         &self,
         (_parent, child): (&AddressSpace, &AddressSpace),
         (out, into): (&PtLock<'_, P>, &PtLock<'_, P>),
         range: VirtRange,
         gather: &mut Gather<'_, P>,
-    ) -> Option<crate::addr::VirtAddr> {
-        let mut batch: Option<Run<'_>> = None;
+    ) -> Option<VirtAddr> {
         let mut rss = 0;
+        let mut addr = range.start();
         let mut stopped = None;
-        for addr in pages(range) {
+        while addr < range.end() {
             let index = Level::Pte.index(addr);
+            let mut nr = 1;
             match out.pte(index) {
                 PteEntry::None => {}
                 PteEntry::Migration { pfn, marks, .. } => {
-                    let shared = PteEntry::Migration {
-                        pfn,
-                        kind: MigrationKind::Read,
-                        marks,
-                    };
+                    let kind = MigrationKind::Read;
+                    let shared = PteEntry::Migration { pfn, kind, marks };
                     out.set_pte(index, shared);
                     into.set_pte(index, shared);
                     rss += 1;
                 }
-                PteEntry::Present { pfn, prot, marks } => {
-                    let page = self.pages().page(pfn);
-                    let shared = prot & !Prot::WRITE;
-                    if !self.is_zero_page(page) {
-                        if self.must_copy(page) {
+                PteEntry::Present { pfn, prot, .. } => {
+                    let mut run = self.run_of_ptes(out, index, (addr, range.end()), pfn);
+                    if run.head.maybe_pinned() {
+                        run = Run::of(self.pages().page(pfn));
+                        if self.must_copy(self.pages().page(pfn)) {
                             stopped = Some(addr);
                             break;
                         }
-                        batch = Some(match batch.take() {
-                            Some(run) if run.is_followed_by(page) => run.grown(),
-                            full => {
-                                self.share_run(full);
-                                Run::of(page)
-                            }
-                        });
-                        rss += 1;
-                        if shared != prot {
-                            let entry = PteEntry::Present {
-                                pfn,
-                                prot: shared,
-                                marks,
-                            };
-                            self.set_pte_keeping_marks(out, index, entry);
-                            gather.stale(VirtRange::page(addr), Stride::Page);
+                    }
+                    nr = run.nr;
+                    if !self.is_zero_page(run.head) {
+                        self.get_refs(run.head, nr);
+                        self.rmap_dup_ptes(run);
+                        rss += i64::from(nr);
+                        if prot.contains(Prot::WRITE) {
+                            gather.stale(VirtRange::of_pages(addr, nr), Stride::Page);
                         }
                     }
-                    into.set_pte(
-                        index,
-                        PteEntry::Present {
-                            pfn,
-                            prot: shared,
-                            marks: marks.old(),
-                        },
-                    );
+                    out.share_run(index, nr as usize, into);
                 }
             }
+            addr += u64::from(nr) * PAGE_BYTES;
         }
-        self.share_run(batch);
         child.add_rss(rss);
         stopped
-    }
-
-    fn share_run(&self, run: Option<Run<'_>>) {
-        let Some(run) = run else { return };
-        self.get_refs(run.head, run.nr);
-        self.rmap_dup_ptes(run);
     }
 
     /// Gives the child a copy of the page that `source` maps at `addr`.
     fn copy_pinned_page(
         &self,
         child: &AddressSpace,
-        (source, target): (crate::addr::Pfn, crate::addr::Pfn),
-        addr: crate::addr::VirtAddr,
+        (source, target): (Pfn, Pfn),
+        addr: VirtAddr,
     ) -> Result<(), AllocError> {
         let index = Level::Pte.index(addr);
         let PteEntry::Present { pfn, prot, marks } = self.table(source).pte(index) else {

@@ -223,7 +223,7 @@ impl<P: Platform> Memory<P> {
 
 /// What an entry with these rights that maps `page` comes back as.
 fn kind_of(page: Page<'_>, prot: Prot) -> MigrationKind {
-    match (prot.contains(Prot::WRITE), page.has(PageFlags::EXCLUSIVE)) {
+    match (prot.contains(Prot::WRITE), page.is_exclusive()) {
         (true, _) => MigrationKind::Write,
         (false, true) => MigrationKind::ReadExclusive,
         (false, false) => MigrationKind::Read,

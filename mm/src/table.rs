@@ -32,6 +32,11 @@ impl Table {
         }
     }
 
+    /// `nr` entries from `index`.
+    pub(crate) fn entries(&self, index: usize, nr: usize) -> &[AtomicU64] {
+        &self.entries[index..index + nr]
+    }
+
     /// Replaces an entry; returns the old one with the marks the hardware had set by then.
     pub fn swap(&self, index: usize, raw: u64) -> u64 {
         self.entries[index].swap_acqrel(raw)

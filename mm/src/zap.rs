@@ -17,11 +17,11 @@
 //! Origin: Linux `zap_pmd_range`, `zap_huge_pmd`; A10 in `docs/design.md`.
 
 use crate::{
-    addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtAddr, VirtRange},
+    addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtAddr, VirtRange, to_usize},
     address_space::{AddressSpace, MmRef},
     flags::PageFlags,
     memory::Memory,
-    pgtable::{Gather, PmdEntry, PmdSlot, PteEntry, RawPmd, RawPte, cursor::Level},
+    pgtable::{Gather, PmdEntry, PmdSlot, PtLock, PteEntry, RawPmd, cursor::Level},
     platform::{Platform, Stride},
     rmap::Run,
 };
@@ -86,43 +86,53 @@ impl<P: Platform> Memory<P> {
     /// Removes the PTEs of `chunk`.
     fn zap_ptes(&self, space: &AddressSpace, table: Pfn, chunk: VirtRange, gather: &mut Gather<'_, P>) {
         let ptes = self.lock_table(table);
-        let mut batch: Option<Batch<'_>> = None;
         let mut removed = 0;
         let mut addr = chunk.start();
         while addr < chunk.end() {
             let index = Level::Pte.index(addr);
-            if ptes.load(index) != RawPte::NONE.0 {
-                let entry = RawPte(ptes.swap(index, RawPte::NONE.0)).decode();
-                if let PteEntry::Present { pfn, marks, .. } = entry {
-                    let page = self.pages().page(pfn);
-                    if self.is_zero_page(page) {
-                        gather.stale(VirtRange::page(addr), Stride::Page);
-                        addr += PAGE_BYTES;
-                        continue;
-                    }
-                    if marks.dirty {
-                        mark_dirty(page.head());
-                    }
-                    batch = match batch.take() {
-                        Some(batch) if batch.run.is_followed_by(page) => Some(batch.grown(addr)),
-                        full => {
-                            self.remove_batch(full, gather);
-                            Some(Batch::of(page, addr))
-                        }
-                    };
+            let mut nr = 1;
+            match ptes.pte(index) {
+                PteEntry::None => {}
+                PteEntry::Migration { .. } => {
+                    ptes.set_pte(index, PteEntry::None);
+                    removed += 1;
                 }
-                removed += 1;
+                PteEntry::Present { pfn, .. } => {
+                    let run = self.run_of_ptes(&ptes, index, (addr, chunk.end()), pfn);
+                    nr = run.nr;
+                    let range = VirtRange::of_pages(addr, nr);
+                    let marks = ptes.take_run(index, nr as usize);
+                    if self.is_zero_page(run.head) {
+                        gather.stale(range, Stride::Page);
+                    } else {
+                        if marks.dirty {
+                            mark_dirty(run.head);
+                        }
+                        self.rmap_remove_ptes(run);
+                        gather.page(run.head, nr, range, Stride::Page);
+                        removed += i64::from(nr);
+                    }
+                }
             }
-            addr += PAGE_BYTES;
+            addr += u64::from(nr) * PAGE_BYTES;
         }
-        self.remove_batch(batch, gather);
         space.add_rss(-removed);
     }
 
-    fn remove_batch(&self, batch: Option<Batch<'_>>, gather: &mut Gather<'_, P>) {
-        let Some(batch) = batch else { return };
-        self.rmap_remove_ptes(batch.run);
-        gather.page(batch.run.head, batch.run.nr, batch.range(), Stride::Page);
+    /// The run that begins with the PTE at `index`, which maps `pfn` at the start of the range and ends with its folio or
+    /// the range.
+    pub(crate) fn run_of_ptes(
+        &self,
+        ptes: &PtLock<'_, P>,
+        index: usize,
+        (addr, end): (VirtAddr, VirtAddr),
+        pfn: Pfn,
+    ) -> Run<'_> {
+        let run = Run::of(self.pages().page(pfn));
+        let left = (end - addr) / PAGE_BYTES;
+        let max = to_usize(left.min(u64::from(run.room())));
+        let nr = ptes.run_length(index, max);
+        run.grown_by(u32::try_from(nr - 1).unwrap_or_else(|_| unreachable!("at most a table")))
     }
 
     /// Gives back a user of a space. The last one unmaps everything (Linux `exit_mmap`) and frees the space.
@@ -158,35 +168,5 @@ pub(crate) fn user_range() -> VirtRange {
 fn mark_dirty(head: crate::page::Page<'_>) {
     if !head.has(PageFlags::DIRTY) {
         head.set_flags(PageFlags::DIRTY);
-    }
-}
-
-/// Neighbouring entries that mapped neighbouring pages of one folio.
-#[derive(Clone, Copy)]
-struct Batch<'a> {
-    run: Run<'a>,
-    start: VirtAddr,
-    end: VirtAddr,
-}
-
-impl<'a> Batch<'a> {
-    fn of(page: crate::page::Page<'a>, start: VirtAddr) -> Self {
-        Self {
-            run: Run::of(page),
-            start,
-            end: start + PAGE_BYTES,
-        }
-    }
-
-    fn grown(self, addr: VirtAddr) -> Self {
-        Self {
-            run: self.run.grown(),
-            start: self.start,
-            end: addr + PAGE_BYTES,
-        }
-    }
-
-    fn range(&self) -> VirtRange {
-        VirtRange::new(self.start, self.end).unwrap_or(VirtRange::page(self.start))
     }
 }

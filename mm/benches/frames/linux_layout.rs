@@ -143,6 +143,7 @@ impl Zone {
             free: Mutex::new(Default::default()),
             cpus: Default::default(),
         };
+        crate::platform::back_by_huge_pages(&zone.records);
         for pfn in (0..frames).step_by(1 << (ORDERS - 1)) {
             zone.free_one(&zone.free.lock(), pfn, ORDERS - 1);
         }
@@ -262,23 +263,176 @@ impl Zone {
     }
 }
 
-/// The PMD split of a page that only one process maps, on this layout: 512 entries written, 512 counters raised one
-/// atomic each, and the compound counter lowered.
-pub(crate) fn split_pmd(zone: &Zone, head: u32, table: &[AtomicU64; 512]) {
-    zone.record(head).refcount.fetch_add(511, Relaxed);
-    for (i, entry) in (0..).zip(table) {
-        entry.store(u64::from(head + i) << 12 | 0x67, Relaxed);
-        zone.record(head + i).mapcount.fetch_add(1, Relaxed);
-    }
-    // The compound mapcount lies in the first tail; the entry that now points to the table is written last.
-    zone.record(head + 1).memcg.fetch_sub(1, Relaxed);
+/// One page table.
+pub(crate) type PageTable = [AtomicU64; 512];
+
+/// An empty page table.
+pub(crate) const fn page_table() -> PageTable {
+    [const { AtomicU64::new(0) }; 512]
 }
 
-/// Makes the page as it was before [`split_pmd`].
-pub(crate) fn unsplit(zone: &Zone, head: u32) {
-    zone.record(head).refcount.fetch_sub(511, Relaxed);
-    for i in 0..512 {
-        zone.record(head + i).mapcount.store(-1, Relaxed);
+const DIRTY_FLAG: u64 = 1 << 4;
+const LOCKED_FLAG: u64 = 1;
+const WRITABLE: u64 = 2;
+const PRESENT: u64 = 0x67;
+
+fn entry_of(pfn: u32) -> u64 {
+    u64::from(pfn) << 12 | PRESENT
+}
+
+/// A huge page that one process maps by a PMD: what [`Zone::alloc`] gave, made compound.
+pub(crate) fn make_huge(zone: &Zone, head: u32) {
+    for i in 1..512 {
+        // Odd: a tail, and where its head is.
+        zone.record(head + i)
+            .next
+            .store((zone.link(head).addr() + 1) as Link, Relaxed);
     }
-    zone.record(head + 1).memcg.store(0, Relaxed);
+    zone.record(head).flags.store(DIRTY_FLAG, Relaxed);
+    compound_mapcount(zone, head).store(1, Relaxed);
+}
+
+/// Undoes [`make_huge`]: what is left is a block of the allocator's with one reference.
+pub(crate) fn unmake_huge(zone: &Zone, head: u32) {
+    for i in 0..512 {
+        let record = zone.record(head + i);
+        record.next.store(core::ptr::null_mut(), Relaxed);
+        record.mapcount.store(-1, Relaxed);
+        record.flags.store(0, Relaxed);
+        record.mapping.store(0, Relaxed);
+        record.refcount.store(0, Relaxed);
+    }
+    compound_mapcount(zone, head).store(0, Relaxed);
+    zone.record(head).refcount.store(1, Relaxed);
+}
+
+/// The compound mapcount lies in the first tail.
+fn compound_mapcount(zone: &Zone, head: u32) -> &AtomicU64 {
+    &zone.record(head + 1).memcg
+}
+
+/// The record of the compound page that `page` is part of.
+fn head_of(page: &Record) -> &Record {
+    let link = page.next.load(Relaxed);
+    if link.addr() & 1 == 1 {
+        at(link.map_addr(|addr| addr - 1))
+    } else {
+        page
+    }
+}
+
+/// The PMD split of a page that only one process maps: 512 entries written, 512 counters raised one atomic each, and
+/// the compound counter lowered.
+pub(crate) fn split_pmd(zone: &Zone, head: u32, table: &PageTable) {
+    zone.record(head).refcount.fetch_add(511, Relaxed);
+    for (i, entry) in (0..).zip(table) {
+        entry.store(entry_of(head + i), Relaxed);
+        zone.record(head + i).mapcount.fetch_add(1, Relaxed);
+    }
+    // The entry that now points to the table is written last.
+    compound_mapcount(zone, head).fetch_sub(1, Relaxed);
+}
+
+/// Unmaps the 512 PTEs of a huge page, and frees it: each entry taken with an exchange, one counter lowered per page,
+/// one reference given back per page once the batch is flushed.
+pub(crate) fn zap_ptes(zone: &Zone, table: &PageTable) {
+    let mut batch = [0u32; 512];
+    for (entry, slot) in table.iter().zip(&mut batch) {
+        let old = entry.swap(0, Relaxed);
+        let pfn = u32::try_from(old >> 12).expect("a frame number");
+        let page = zone.record(pfn);
+        let head = head_of(page);
+        if old & 0x40 != 0 && head.flags.load(Relaxed) & DIRTY_FLAG == 0 {
+            head.flags.fetch_or(DIRTY_FLAG, Relaxed);
+        }
+        page.mapcount.fetch_sub(1, Relaxed);
+        *slot = pfn;
+    }
+    for pfn in batch {
+        let head = head_of(zone.record(pfn));
+        if head.refcount.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1 {
+            // The destructor looks at every tail before the block is one again.
+            let first = zone.pfn(core::ptr::from_ref(head).cast_mut());
+            for i in 1..512 {
+                let tail = zone.record(first + i);
+                assert!(tail.mapcount.load(Relaxed) == -1, "bad page");
+                tail.next.store(core::ptr::null_mut(), Relaxed);
+            }
+            head.flags.store(0, Relaxed);
+            head.refcount.store(1, Relaxed);
+            zone.put(0, first, HUGE);
+        }
+    }
+}
+
+/// `fork` of 512 PTEs of a huge page: a zeroed table for the child; per entry one reference, one counter, the right to
+/// write taken away, and the child's entry written. Returns the child's table, a frame that holds nothing.
+pub(crate) fn fork_ptes(zone: &Zone, table: &PageTable, child: &PageTable) -> Option<u32> {
+    let frame = zone.alloc(0, 0)?;
+    child.iter().for_each(|entry| entry.store(0, Relaxed));
+    for (entry, copy) in table.iter().zip(child) {
+        let old = entry.load(Relaxed);
+        let page = zone.record(u32::try_from(old >> 12).expect("a frame number"));
+        head_of(page).refcount.fetch_add(1, Relaxed);
+        page.mapcount.fetch_add(1, Relaxed);
+        entry.fetch_and(!WRITABLE, Relaxed);
+        copy.store(old & !WRITABLE, Relaxed);
+    }
+    Some(frame)
+}
+
+/// Splits a huge page that one process maps by `table`'s PMD into base pages, the others' references given back:
+/// - the PMD becomes 512 entries that say "being moved"; per page a counter up, a counter down, a reference down;
+/// - the references are frozen; per tail: flags, link, reference, and its place on the LRU list;
+/// - per page: a reference up, a counter up, the entry back; then its lock and the split's reference given back.
+pub(crate) fn split_folio(zone: &Zone, head: u32, table: &PageTable) {
+    const MOVING: u64 = 0x3e;
+    let first = zone.record(head);
+    first.refcount.fetch_add(512, Relaxed);
+    for (i, entry) in (0..).zip(table) {
+        entry.store(u64::from(head + i) << 12 | MOVING, Relaxed);
+        zone.record(head + i).mapcount.fetch_add(1, Relaxed);
+    }
+    compound_mapcount(zone, head).fetch_sub(1, Relaxed);
+    for i in 0..512 {
+        zone.record(head + i).mapcount.fetch_sub(1, Relaxed);
+        first.refcount.fetch_sub(1, Relaxed);
+    }
+    let frozen = first.refcount.compare_exchange(1, 0, Relaxed, Relaxed);
+    assert_eq!(frozen, Ok(1), "nobody else has a reference");
+    let flags = first.flags.load(Relaxed) | LOCKED_FLAG;
+    for i in (0..512).rev() {
+        let page = zone.record(head + i);
+        page.flags.store(flags, Relaxed);
+        page.mapping.store(1, Relaxed);
+        page.index.store(u64::from(i), Relaxed);
+        // Its place on the LRU list, behind the head; storing it ends its being a tail.
+        page.next.store(core::ptr::null_mut(), Relaxed);
+        page.prev.store(zone.link(head), Relaxed);
+        page.refcount.store(1, std::sync::atomic::Ordering::Release);
+    }
+    for (i, entry) in (0..).zip(table) {
+        let page = zone.record(head + i);
+        page.refcount.fetch_add(1, Relaxed);
+        page.mapcount.fetch_add(1, Relaxed);
+        entry.store(entry_of(head + i), Relaxed);
+    }
+    for i in 0..512 {
+        let page = zone.record(head + i);
+        page.flags
+            .fetch_and(!LOCKED_FLAG, std::sync::atomic::Ordering::Release);
+        let last = page.refcount.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1;
+        assert!(!last, "an entry has a reference");
+    }
+}
+
+/// The yardstick of `fork` for a PMD-mapped huge page: a page-table page out of the per-CPU cache, not zeroed, two PMDs
+/// stored, two locked adds. Returns the page-table page.
+pub(crate) fn fork_pmd(zone: &Zone, head: u32, parent: &AtomicU64, child: &AtomicU64) -> Option<u32> {
+    let frame = zone.alloc(0, 0)?;
+    parent.store(entry_of(head) & !WRITABLE, Relaxed);
+    child.store(entry_of(head) & !WRITABLE, Relaxed);
+    zone.record(head).refcount.fetch_add(1, Relaxed);
+    compound_mapcount(zone, head).fetch_add(1, Relaxed);
+    Some(frame)
 }

@@ -10,24 +10,16 @@
 )]
 
 mod harness;
+mod huge;
 mod linux_layout;
 mod platform;
 
-use std::{
-    hint::black_box,
-    sync::{
-        Barrier,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
-};
+use std::{hint::black_box, sync::Barrier};
 
 use buddy_system_allocator::FrameAllocator;
 use harness::{Contender, Cost, Random, Timed, heading, row, time};
-use linux_layout::{HUGE, Zone, split_pmd, unsplit};
-use mm::{
-    Access, AllocFlags, FaultInfo, MapRequest, Memory, Order, PMD_ORDER, PMD_SIZE, Pfn, Place, Prot, VmFault,
-    VmaFlags,
-};
+use linux_layout::{HUGE, Zone};
+use mm::{AllocFlags, Memory, Order, PMD_ORDER, Pfn};
 use platform::{BenchMachine, NR_CPUS, boot, run_as_cpu, set_threads};
 use spin::Mutex;
 
@@ -209,7 +201,7 @@ impl<T: Frames> Rows for T {
 }
 
 /// Prints whether a goal was met.
-fn goal(what: &str, met: bool) {
+pub(crate) fn goal(what: &str, met: bool) {
     println!("goal: {what}: {}", if met { "met" } else { "MISSED" });
 }
 
@@ -276,87 +268,6 @@ fn reference_rows(wanted: &dyn Fn(&str) -> bool) {
     mem.put(large);
 }
 
-/// Splits a huge page's PMD: here through `mm`, on the Linux layout, and as bare atomic increments.
-fn split_rows(wanted: &dyn Fn(&str) -> bool) {
-    const TITLE: &str = "split_pmd of one huge page";
-    const PAGES: u64 = 64;
-    if !wanted(TITLE) {
-        return;
-    }
-    let mem = boot(FRAMES);
-    let linux = Zone::new(FRAMES);
-    let table = [const { AtomicU64::new(0) }; 512];
-    let counters: Vec<AtomicU32> = (0..512 * 16).map(|_| AtomicU32::new(0)).collect();
-    let operations = u32::try_from(PAGES).expect("small");
-    let ours = || {
-        let space = mem.new_space().expect("memory is there");
-        let len = PAGES * PMD_SIZE;
-        let request = MapRequest {
-            hint: PMD_SIZE << 9,
-            len,
-            prot: Prot::READ | Prot::WRITE,
-            place: Place::Fixed,
-            flags: VmaFlags::empty(),
-        };
-        let start = mem.mmap(&space, request).expect("memory is there");
-        let spans = || (0..PAGES).map(|i| start + i * PMD_SIZE);
-        for addr in spans() {
-            assert_eq!(
-                mem.handle_fault(
-                    &space,
-                    FaultInfo {
-                        addr,
-                        access: Access::Write
-                    }
-                ),
-                VmFault::Done
-            );
-        }
-        let timed = time(operations, || {
-            spans().for_each(|addr| mem.split_huge_pmd(&space, addr))
-        });
-        mem.put_space(space);
-        timed
-    };
-    let heads = || (0..operations).map(|i| i * 512);
-    let on_linux = || {
-        let timed = time(operations, || {
-            heads().for_each(|head| split_pmd(&linux, head, &table))
-        });
-        heads().for_each(|head| unsplit(&linux, head));
-        timed
-    };
-    let atomics = || {
-        time(operations, || {
-            // One counter in 64 bytes, as in a record.
-            (0..PAGES).for_each(|_| {
-                counters
-                    .iter()
-                    .step_by(16)
-                    .for_each(|count| _ = count.fetch_add(1, Relaxed))
-            });
-        })
-    };
-    let costs = row(
-        TITLE,
-        TURNS,
-        vec![
-            Contender::new("ours", ours),
-            Contender::new("linux layout", on_linux),
-            Contender::new("512 atomic increments", atomics),
-        ],
-    );
-    goal(
-        "split_pmd: cheaper than 512 atomic increments",
-        costs[0].min < costs[2].min,
-    );
-    println!(
-        "split_pmd: {:.0} ns, {:.2} of 512 atomic increments\n",
-        costs[0].min,
-        costs[0].min / costs[2].min
-    );
-}
-
 fn main() {
     // `cargo bench` passes `--bench`; `cargo test --benches` does not and wants no measurement.
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -373,5 +284,5 @@ fn main() {
     heading();
     allocator_rows(&wanted);
     reference_rows(&wanted);
-    split_rows(&wanted);
+    huge::rows(&wanted);
 }

@@ -2,6 +2,7 @@
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    arch::x86_64::{__m128i, _mm_setzero_si128, _mm_sfence, _mm_stream_si128},
     cell::Cell,
     marker::PhantomData,
     sync::atomic::{AtomicBool, Ordering, compiler_fence},
@@ -49,6 +50,18 @@ pub(crate) fn set_threads(several: bool) {
     THREADS.store(several, Ordering::Relaxed);
 }
 
+/// Whether a row is being prepared: pages are zeroed past the caches then, because what a row measures must not depend on
+/// how much was zeroed before it.
+static PREPARING: AtomicBool = AtomicBool::new(false);
+
+/// Runs `f` as the preparation of a row.
+pub(crate) fn prepare<R>(f: impl FnOnce() -> R) -> R {
+    PREPARING.store(true, Ordering::Relaxed);
+    let prepared = f();
+    PREPARING.store(false, Ordering::Relaxed);
+    prepared
+}
+
 /// Number of CPUs of every bench machine.
 pub(crate) const NR_CPUS: u32 = 2;
 
@@ -83,6 +96,8 @@ impl BenchMachine {
         if memory.is_null() {
             handle_alloc_error(layout);
         }
+        // SAFETY: just allocated, zeroed, with this size; the borrow ends with the call.
+        back_by_huge_pages(unsafe { core::slice::from_raw_parts(memory, layout.size()) });
         Self {
             memory,
             layout,
@@ -151,6 +166,44 @@ unsafe impl Platform for BenchMachine {
     }
 
     fn wake(&self, _: WaitKey) {}
+
+    unsafe fn clear_page(&self, page: *mut u8) {
+        if !PREPARING.load(Ordering::Relaxed) {
+            // SAFETY: the caller owns the page's bytes.
+            return unsafe { core::ptr::write_bytes(page, 0, PAGE_SIZE) };
+        }
+        // SAFETY: SSE2 is part of x86_64.
+        let zero = unsafe { _mm_setzero_si128() };
+        for at in (0..PAGE_SIZE).step_by(size_of::<__m128i>()) {
+            // SAFETY: inside the page, which the caller owns.
+            let at = unsafe { page.add(at) };
+            // SAFETY: as above; a page is aligned to 16 bytes.
+            unsafe { _mm_stream_si128(at.cast(), zero) };
+        }
+        // SAFETY: only orders the stores above.
+        unsafe { _mm_sfence() };
+    }
+}
+
+unsafe extern "C" {
+    fn madvise(addr: *mut core::ffi::c_void, len: usize, advice: core::ffi::c_int) -> core::ffi::c_int;
+}
+
+/// Asks the host to back `len` bytes at `memory` by huge pages, as a kernel's direct map and page records are. A host
+/// that cannot leaves all contenders with base pages.
+pub(crate) fn back_by_huge_pages<T>(memory: &[T]) {
+    const MADV_COLLAPSE: core::ffi::c_int = 25;
+    let align = usize::try_from(PMD_SIZE).expect("invariant: usize is 64 bits");
+    let bytes = memory.as_ptr_range();
+    let (start, end) = (
+        bytes.start.addr().next_multiple_of(align),
+        bytes.end.addr() / align * align,
+    );
+    if start < end {
+        let first = bytes.start.with_addr(start).cast_mut().cast();
+        // SAFETY: advice on memory that is ours; it changes no contents.
+        let _ = unsafe { madvise(first, end - start, MADV_COLLAPSE) };
+    }
 }
 
 /// A machine with `frames` frames, all but the page records' own given to the allocator.

@@ -168,7 +168,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         // Of its own a tail has its exclusive marker; the first one also carries its folio's DOUBLE_MAP.
         let first = page.pfn() == compound.head.offset(1);
         let double = if first {
-            PageFlags::DOUBLE_MAP
+            PageFlags::DOUBLE_MAP | PageFlags::TAILS_EXCLUSIVE
         } else {
             PageFlags::empty()
         };
@@ -265,6 +265,6 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
 
 /// Exclusive is what one entry maps at the most: the process that has it writes without asking.
 fn exclusive(page: Page<'_>, mapped: u32) -> Result<(), Violation> {
-    let shared = page.has(PageFlags::EXCLUSIVE) && mapped > 1;
+    let shared = page.is_exclusive() && mapped > 1;
     about(page, Rule::Exclusive, 0u32, u32::from(shared))
 }

@@ -305,7 +305,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         };
         about(page, Rule::EntryRights, granted.bits(), (granted | prot).bits()).map_err(at)?;
         // Who may write without asking has the page alone.
-        let shared = prot.contains(Prot::WRITE) && !page.has(PageFlags::EXCLUSIVE);
+        let shared = prot.contains(Prot::WRITE) && !page.is_exclusive();
         about(page, Rule::EntryRights, 0u32, u32::from(shared)).map_err(at)?;
         let identity = vma
             .anon_vma()

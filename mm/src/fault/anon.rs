@@ -199,7 +199,7 @@ impl<P: Platform> Memory<P> {
     /// The rights that an entry which maps `page` may have now: what its area allows; to write, only if the page is
     /// this process's alone.
     pub(crate) fn rights_of_entry(&self, page: Page<'_>, vma: Handle<Vma>, now: Prot) -> Prot {
-        let may_write = now.contains(Prot::WRITE) || page.has(PageFlags::EXCLUSIVE);
+        let may_write = now.contains(Prot::WRITE) || page.is_exclusive();
         if may_write {
             vma.prot()
         } else {

@@ -36,7 +36,7 @@ impl<P: Platform> Memory<P> {
     /// Whether the process whose entry maps `page` is the only one that has it. If so, it is marked. The table that
     /// holds the entry is locked, so the entry's own reference stays.
     pub(super) fn take_if_sole_owner(&self, page: Page<'_>) -> bool {
-        if page.has(PageFlags::EXCLUSIVE) {
+        if page.is_exclusive() {
             return true;
         }
         let sole = page.state().head_link().is_none() && page.refs_hint() == 1;

@@ -25,6 +25,9 @@ pub enum Destructor {
     TransHuge = 1,
 }
 
+/// What a tail may still say of itself when its compound page is freed.
+const MARKS_OF_A_TAIL: u64 = PageFlags::EXCLUSIVE.union(PageFlags::TAILS_EXCLUSIVE).bits() as u64;
+
 impl Page<'_> {
     /// Makes the `order` block that starts here, which the caller owns alone (he has its one reference), one compound
     /// page.
@@ -57,7 +60,7 @@ impl Page<'_> {
         let tail = PageState::new_tail(self.pfn).raw();
         let tails = self.pfn.index() + 1..self.pfn.index() + order.nr_pages() as usize;
         for i in tails.clone() {
-            if self.array.state()[i].load_relaxed() & !u64::from(PageFlags::EXCLUSIVE.bits()) != tail {
+            if self.array.state()[i].load_relaxed() & !MARKS_OF_A_TAIL != tail {
                 return Err(BadPage::TailState);
             }
             let counts = [&self.array.maps()[i], &self.array.refs()[i]];

@@ -157,6 +157,18 @@ impl<'a> Page<'a> {
         self.map_counts().total != 0
     }
 
+    /// Whether one process alone maps this page, itself or as part of its compound page, and may write to it without
+    /// asking. Exact while the lock of the page table is held that maps it.
+    #[must_use]
+    pub fn is_exclusive(self) -> bool {
+        let state = self.state();
+        state.flags().contains(PageFlags::EXCLUSIVE)
+            || state
+                .head_link()
+                .and_then(|head| self.array.get(head.offset(1)))
+                .is_some_and(|first| first.has(PageFlags::TAILS_EXCLUSIVE))
+    }
+
     /// Whether the folio that starts here has PMD and PTE mappings at once. Asked of a tail: no.
     #[must_use]
     pub fn is_double_mapped(self) -> bool {
@@ -173,6 +185,8 @@ impl<'a> Page<'a> {
         &self.array.index()[self.pfn.index() + 1]
     }
 }
+
+const EXCLUSIVE: u64 = PageFlags::EXCLUSIVE.bits() as u64;
 
 /// Splits the counter word into C and P.
 #[expect(clippy::cast_possible_truncation, reason = "the two halves of the word")]
@@ -231,6 +245,13 @@ impl<'a> Locked<'a> {
         fresh
     }
 
+    /// Makes each counter, all of which are equal, `count`.
+    fn set_all(&self, count: u32) {
+        for word in self.subpages(0, HPAGE_PAGES) {
+            word.store_relaxed(count);
+        }
+    }
+
     /// Takes one from each counter; returns how many are 0 now.
     fn decrement(&self, first: u32, nr: u32) -> u32 {
         let mut gone = 0;
@@ -247,17 +268,20 @@ impl<'a> Locked<'a> {
         gone
     }
 
-    /// Marks each tail as mapped by one process only. Tails' flags are written under this lock alone, so plain stores
-    /// do.
+    /// Marks each tail as mapped by one process only: one bit says it of all. None says it of itself.
     pub(crate) fn mark_tails_exclusive(&self) {
-        self.change_tails(0, HPAGE_PAGES, |state| {
-            state | u64::from(PageFlags::EXCLUSIVE.bits())
-        });
+        self.head.offset(1).set_flags(PageFlags::TAILS_EXCLUSIVE);
     }
 
     /// Marks `nr` subpages from `first` as mapped by one process only.
     pub(crate) fn set_exclusive(&self, first: u32, nr: u32) {
-        self.change_tails(first, nr, |state| state | u64::from(PageFlags::EXCLUSIVE.bits()));
+        let tails = first.max(1)..first + nr;
+        if tails == (1..HPAGE_PAGES) {
+            self.change_tails(tails, |state| state & !EXCLUSIVE);
+            self.mark_tails_exclusive();
+        } else if !self.head.offset(1).has(PageFlags::TAILS_EXCLUSIVE) {
+            self.change_tails(tails, |state| state | EXCLUSIVE);
+        }
         if first == 0 {
             self.head.set_flags(PageFlags::EXCLUSIVE);
         }
@@ -265,18 +289,28 @@ impl<'a> Locked<'a> {
 
     /// Takes the exclusive mark off `nr` subpages from `first`.
     pub(crate) fn clear_exclusive(&self, first: u32, nr: u32) {
-        self.change_tails(first, nr, |state| state & !u64::from(PageFlags::EXCLUSIVE.bits()));
-        if first == 0 {
+        let tails = first.max(1)..first + nr;
+        if self.head.offset(1).has(PageFlags::TAILS_EXCLUSIVE) {
+            // The others are told each for itself before the bit that said it of all goes.
+            self.change_tails(1..tails.start, |state| state | EXCLUSIVE);
+            self.change_tails(tails.end..HPAGE_PAGES, |state| state | EXCLUSIVE);
+            self.head.offset(1).clear_flags(PageFlags::TAILS_EXCLUSIVE);
+        } else {
+            self.change_tails(tails, |state| state & !EXCLUSIVE);
+        }
+        if first == 0 && self.head.has(PageFlags::EXCLUSIVE) {
             self.head.clear_flags(PageFlags::EXCLUSIVE);
         }
     }
 
-    /// Rewrites the state words of the tails among `nr` subpages from `first`.
-    fn change_tails(&self, first: u32, nr: u32, change: impl Fn(u64) -> u64) {
+    /// Rewrites the state words of tails. They are written under this lock alone, so plain stores do.
+    fn change_tails(&self, tails: core::ops::Range<u32>, change: impl Fn(u64) -> u64) {
         let start = self.head.pfn().index();
-        let tails = start + first.max(1) as usize..start + (first + nr) as usize;
-        for word in &self.head.array().state()[tails] {
-            word.store_relaxed(change(word.load_relaxed()));
+        for word in &self.head.array().state()[start + tails.start as usize..start + tails.end as usize] {
+            let (before, after) = (word.load_relaxed(), change(word.load_relaxed()));
+            if before != after {
+                word.store_relaxed(after);
+            }
         }
     }
 
@@ -373,6 +407,10 @@ impl Backend for DoubleMap {
                 false
             }
             // The last one, sole owner: every subpage gets this table's count.
+            (false, false) if ptes == 0 => {
+                folio.set_all(1);
+                true
+            }
             (false, false) => {
                 folio.increment(0, HPAGE_PAGES);
                 true

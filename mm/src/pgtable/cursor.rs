@@ -160,6 +160,34 @@ impl<P: Platform> Memory<P> {
         }
     }
 
+    /// Shows `visit` the PMD tables of `range`, each with the part of the range that it spans.
+    pub(crate) fn for_each_pmd_table(
+        &self,
+        tree: &PageTables,
+        range: VirtRange,
+        visit: &mut dyn FnMut(Pfn, VirtRange),
+    ) {
+        let mut addr = range.start();
+        while addr < range.end() {
+            // The last table's span ends where user space does.
+            let end = (addr.as_u64() | (Level::Pud.entry_bytes() - 1)).saturating_add(1);
+            let next = match self.pmd_slot_or_end(tree, addr) {
+                Ok(slot) => {
+                    let end = VirtAddr::new_truncate(end.min(range.end().as_u64()));
+                    VirtRange::new(addr, end)
+                        .into_iter()
+                        .for_each(|part| visit(slot.table, part));
+                    end
+                }
+                Err(end) => end,
+            };
+            if next <= addr {
+                return;
+            }
+            addr = next;
+        }
+    }
+
     /// Finds the PMD entry for `addr`, adding the tables above it.
     ///
     /// # Errors

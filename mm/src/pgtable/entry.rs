@@ -100,7 +100,7 @@ impl Marks {
         bits
     }
 
-    const fn of(raw: u64) -> Self {
+    pub(super) const fn of(raw: u64) -> Self {
         Self {
             accessed: raw & A != 0,
             dirty: raw & D != 0,
@@ -214,9 +214,39 @@ fn migration_bits(pfn: Pfn, kind: MigrationKind, marks: Marks) -> u64 {
     MIGRATION | frame_bits(pfn) | (kind as u64) << KIND_SHIFT | marks.bits()
 }
 
+const MARKS: u64 = A | D | SOFT_DIRTY;
+
 impl RawPte {
     /// Nothing.
     pub const NONE: Self = Self(0);
+
+    /// For a locked "and" that takes the right to write.
+    pub(crate) const ALL_BUT_WRITE: u64 = !W;
+
+    /// The bits without marks.
+    pub(crate) const fn without_marks(self) -> u64 {
+        self.0 & !MARKS
+    }
+
+    /// The entry that maps the next frame in the same way.
+    pub(crate) const fn of_next_frame(self) -> Self {
+        Self(self.0 + (1 << PAGE_SHIFT))
+    }
+
+    /// Whether the hardware may set the dirty bit at any moment.
+    pub(crate) const fn may_get_dirty(self) -> bool {
+        self.0 & (P | W | D) == P | W
+    }
+
+    /// The same, read-only.
+    pub(crate) const fn read_only(self) -> Self {
+        Self(self.0 & !W)
+    }
+
+    /// The same, not accessed lately.
+    pub(crate) const fn old(self) -> Self {
+        Self(self.0 & !A)
+    }
 
     /// Says what the bits mean.
     #[must_use]

@@ -1,6 +1,6 @@
 //! One table page: its entries decoded, the lock in its record, and the tables that are set aside in it.
 
-use super::{PmdEntry, PteEntry, RawPmd, RawPte};
+use super::{PmdEntry, PteEntry, RawPmd, RawPte, entry::Marks};
 use crate::{
     addr::{ENTRIES, Pfn},
     counter::Counter,
@@ -10,6 +10,7 @@ use crate::{
     order::Order,
     page::{Page, PageState},
     platform::Platform,
+    sync::AtomicU64,
     table::Table,
 };
 
@@ -34,6 +35,55 @@ impl Table {
     /// Publishes a PMD entry.
     pub fn set_pmd(&self, index: usize, entry: PmdEntry) {
         self.store(index, entry.encode().0);
+    }
+}
+
+/// Runs: neighbouring PTEs that map neighbouring pages with the same rights. The table's lock is held.
+///
+/// The hardware only ever sets marks, and a dirty bit only where writing is allowed. So an entry whose dirty bit it may
+/// still set is changed by a locked operation, that no write be forgotten; all others by plain stores. What may get lost
+/// is an accessed bit set at this very moment.
+impl Table {
+    /// Length of the run that the PTE at `index` begins, at most `max`.
+    pub(crate) fn run_length(&self, index: usize, max: usize) -> usize {
+        let raw = |entry: &AtomicU64| RawPte(entry.load_relaxed()).without_marks();
+        let entries = self.entries(index, max);
+        let mut next = raw(&entries[0]);
+        let follows = |entry: &&AtomicU64| {
+            next = RawPte(next).of_next_frame().0;
+            raw(entry) == next
+        };
+        1 + entries[1..].iter().take_while(follows).count()
+    }
+
+    /// Empties the `nr` PTEs from `index`; returns the marks that any of them had.
+    pub(crate) fn take_run(&self, index: usize, nr: usize) -> Marks {
+        let mut seen = 0;
+        for entry in self.entries(index, nr) {
+            let mut raw = entry.load_relaxed();
+            if RawPte(raw).may_get_dirty() {
+                raw = entry.swap_acqrel(RawPte::NONE.0);
+            } else {
+                entry.store_relaxed(RawPte::NONE.0);
+            }
+            seen |= raw;
+        }
+        Marks::of(seen)
+    }
+
+    /// Takes the right to write from the `nr` PTEs from `index`, and copies them, as not used yet, to `child`.
+    pub(crate) fn share_run(&self, index: usize, nr: usize, child: &Self) {
+        let pairs = self.entries(index, nr).iter().zip(child.entries(index, nr));
+        for (entry, copy) in pairs {
+            let mut raw = entry.load_relaxed();
+            let shared = RawPte(raw).read_only();
+            if RawPte(raw).may_get_dirty() {
+                raw = entry.fetch_and_acqrel(RawPte::ALL_BUT_WRITE);
+            } else if shared.0 != raw {
+                entry.store_relaxed(shared.0);
+            }
+            copy.store_relaxed(RawPte(raw).read_only().old().0);
+        }
     }
 }
 

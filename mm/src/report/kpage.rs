@@ -6,6 +6,8 @@
 
 use crate::{addr::Pfn, flags::PageFlags, memory::Memory, order::Order, page::Page, platform::Platform};
 
+/// Linux 6.1 exports its exclusive mark where it exports "mapped to disk".
+const EXCLUSIVE: u64 = 1 << 34;
 const MMAP: u64 = 1 << 11;
 const ANON: u64 = 1 << 12;
 const BUDDY: u64 = 1 << 10;
@@ -15,11 +17,7 @@ const THP: u64 = 1 << 22;
 const ZERO_PAGE: u64 = 1 << 24;
 
 /// Flags that stand elsewhere in our word than where they are exported.
-const MOVED: [(PageFlags, u32); 3] = [
-    (PageFlags::RESERVED, 32),
-    (PageFlags::MLOCKED, 33),
-    (PageFlags::EXCLUSIVE, 34),
-];
+const MOVED: [(PageFlags, u32); 2] = [(PageFlags::RESERVED, 32), (PageFlags::MLOCKED, 33)];
 /// Bit of the DoubleMap flag, where it is shown: Linux 4.5 kept it in the first tail's PRIVATE_2.
 const DOUBLE_MAP: u64 = 1 << 36;
 
@@ -36,6 +34,9 @@ pub fn kpageflags<P: Platform>(mem: &Memory<P>, pfn: Pfn) -> u64 {
     let mut word = u64::from((flags & PageFlags::EXPORTED).bits());
     for (flag, bit) in MOVED {
         word |= u64::from(flags.contains(flag)) << bit;
+    }
+    if page.is_exclusive() {
+        word |= EXCLUSIVE;
     }
     if flags.contains(PageFlags::SWAPCACHE | PageFlags::SWAPBACKED) {
         word |= u64::from(PageFlags::SWAPCACHE.bits());

@@ -64,10 +64,20 @@ impl<'a> Run<'a> {
 
     /// The run with the next subpage.
     pub(crate) fn grown(self) -> Self {
+        self.grown_by(1)
+    }
+
+    /// The run with the next `more` subpages.
+    pub(crate) fn grown_by(self, more: u32) -> Self {
         Self {
-            nr: self.nr + 1,
+            nr: self.nr + more,
             ..self
         }
+    }
+
+    /// Subpages of the folio from the first of the run on.
+    pub(crate) fn room(&self) -> u32 {
+        self.head.compound_order().nr_pages() - self.first
     }
 }
 
