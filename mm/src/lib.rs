@@ -20,7 +20,7 @@
 //! Start reading at [`page`], then [`page::mapcount`], [`split_pmd`], [`zap`].
 #![no_std]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "sabotage"))]
 extern crate std;
 
 pub mod addr;

@@ -147,11 +147,16 @@ impl<P: Platform> Memory<P> {
             areas
                 .by_ref()
                 .for_each(|vma| self.zap_range(&space, vma.range(), &mut gather));
-            // Areas first: once they are off their lists no rmap walk comes into these tables.
+            // Each area goes before its tables: once it is off its list no rmap walk comes into them. What lies below it
+            // is gone already; a table that the next area needs too goes with that one.
             while let Some(vma) = space.areas().find(VirtAddr::zero()) {
+                let range = vma.range();
                 self.remove_area(&space, vma);
+                let next = space.areas().find(range.end());
+                let end = next.map_or(user_range().end(), |next| next.start());
+                let gap = VirtRange::new(VirtAddr::zero(), end).unwrap_or(range);
+                self.remove_tables(space.tables(), range, gap, &mut gather);
             }
-            self.remove_tables(space.tables(), user_range(), user_range(), &mut gather);
             gather.finish();
         }
         self.free_space(space);

@@ -3,15 +3,20 @@
 //! Which is fastest depends on the processor: on hardware `rep stosb` wins, under QEMU's TCG it costs four times as
 //! much as plain stores although the processor advertises it. So the processor's word is not asked; each way is timed
 //! on a warm page, the choice is logged, and `clear_page=NAME` on the command line forces it.
-//! The kernel has no vector registers of its own, so none are used here.
+//!
+//! The vector registers are the program's, whose state stays in them while the kernel runs ([`super::fpu`]). The one way
+//! that uses a register of them puts its contents back: two instructions a page.
 
 use core::{
     arch::asm,
+    fmt,
+    mem::MaybeUninit,
     sync::atomic::{AtomicU8, Ordering},
 };
 
 use mm::PAGE_SIZE;
 
+use super::cpu::{self, Features};
 use crate::drivers::clock;
 
 /// A way to zero and copy pages.
@@ -24,22 +29,37 @@ pub enum PageOps {
     RepQuad,
     /// Eight-byte loads and stores, eight in a row.
     Unrolled,
+    /// 32-byte loads and stores through a borrowed vector register, eight in a row. Needs AVX.
+    Avx,
 }
+
+/// Room for what a borrowed vector register held.
+#[repr(align(32))]
+struct Borrowed(#[expect(dead_code, reason = "only the processor writes and reads it")] [u8; 32]);
 
 const WORDS: usize = PAGE_SIZE / 8;
 /// Words stored in a row.
 const UNROLL: usize = 8;
+/// Bytes that a round of vector stores covers.
+const VECTOR_ROUND: usize = 8 * 32;
 /// Times each way is measured; the best counts. The first dozen rounds under an emulator include its translating.
 const ROUNDS: usize = 32;
 
 static CHOSEN: AtomicU8 = AtomicU8::new(PageOps::RepQuad as u8);
 
 impl PageOps {
-    const ALL: [(Self, &'static str); 3] = [
+    const ALL: [(Self, &'static str); 4] = [
         (Self::RepByte, "stosb"),
         (Self::RepQuad, "stosq"),
         (Self::Unrolled, "unrolled"),
+        (Self::Avx, "avx"),
     ];
+
+    /// Whether this processor can do it.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        self != Self::Avx || cpu::features().contains(Features::AVX)
+    }
 
     /// Returns the way called `name`.
     #[must_use]
@@ -66,9 +86,35 @@ impl PageOps {
     /// Fills a page with zeroes.
     ///
     /// # Safety
-    /// `page` must be page aligned and the caller's to write.
+    /// `page` must be page aligned and the caller's to write; the way must be [available](Self::is_available).
     pub unsafe fn clear(self, page: *mut u8) {
         match self {
+            // SAFETY: the caller owns the page and vouches for AVX; the register gets its contents back.
+            Self::Avx => unsafe {
+                let mut borrowed = MaybeUninit::<Borrowed>::uninit();
+                asm!(
+                    "vmovdqa [{borrowed}], ymm0",
+                    "vpxor xmm0, xmm0, xmm0",
+                    "2:",
+                    "vmovdqa [{page}], ymm0",
+                    "vmovdqa [{page} + 32], ymm0",
+                    "vmovdqa [{page} + 64], ymm0",
+                    "vmovdqa [{page} + 96], ymm0",
+                    "vmovdqa [{page} + 128], ymm0",
+                    "vmovdqa [{page} + 160], ymm0",
+                    "vmovdqa [{page} + 192], ymm0",
+                    "vmovdqa [{page} + 224], ymm0",
+                    "add {page}, {round}",
+                    "cmp {page}, {end}",
+                    "jne 2b",
+                    "vmovdqa ymm0, [{borrowed}]",
+                    borrowed = in(reg) borrowed.as_mut_ptr(),
+                    round = const VECTOR_ROUND,
+                    end = in(reg) page.wrapping_add(PAGE_SIZE),
+                    page = inout(reg) page => _,
+                    options(nostack)
+                );
+            },
             // SAFETY: the caller owns the page.
             Self::RepByte => unsafe {
                 asm!("rep stosb", inout("rdi") page => _, inout("rcx") PAGE_SIZE => _, in("al") 0_u8,
@@ -106,9 +152,45 @@ impl PageOps {
     /// Copies a page.
     ///
     /// # Safety
-    /// Both must be page aligned and different; `to` the caller's to write, `from` to read.
+    /// Both must be page aligned and different; `to` the caller's to write, `from` to read. The way must be
+    /// [available](Self::is_available).
     pub unsafe fn copy(self, to: *mut u8, from: *const u8) {
         match self {
+            // SAFETY: the caller vouches for both and for AVX; the register gets its contents back.
+            Self::Avx => unsafe {
+                let mut borrowed = MaybeUninit::<Borrowed>::uninit();
+                asm!(
+                    "vmovdqa [{borrowed}], ymm0",
+                    "2:",
+                    "vmovdqa ymm0, [{from}]",
+                    "vmovdqa [{to}], ymm0",
+                    "vmovdqa ymm0, [{from} + 32]",
+                    "vmovdqa [{to} + 32], ymm0",
+                    "vmovdqa ymm0, [{from} + 64]",
+                    "vmovdqa [{to} + 64], ymm0",
+                    "vmovdqa ymm0, [{from} + 96]",
+                    "vmovdqa [{to} + 96], ymm0",
+                    "vmovdqa ymm0, [{from} + 128]",
+                    "vmovdqa [{to} + 128], ymm0",
+                    "vmovdqa ymm0, [{from} + 160]",
+                    "vmovdqa [{to} + 160], ymm0",
+                    "vmovdqa ymm0, [{from} + 192]",
+                    "vmovdqa [{to} + 192], ymm0",
+                    "vmovdqa ymm0, [{from} + 224]",
+                    "vmovdqa [{to} + 224], ymm0",
+                    "add {from}, {round}",
+                    "add {to}, {round}",
+                    "cmp {to}, {end}",
+                    "jne 2b",
+                    "vmovdqa ymm0, [{borrowed}]",
+                    borrowed = in(reg) borrowed.as_mut_ptr(),
+                    round = const VECTOR_ROUND,
+                    end = in(reg) to.wrapping_add(PAGE_SIZE),
+                    from = inout(reg) from => _,
+                    to = inout(reg) to => _,
+                    options(nostack)
+                );
+            },
             // SAFETY: the caller vouches for both.
             Self::RepByte => unsafe {
                 asm!("rep movsb", inout("rdi") to => _, inout("rsi") from => _, inout("rcx") PAGE_SIZE => _,
@@ -178,26 +260,32 @@ impl PageOps {
 /// `page` must be page aligned and the caller's to write.
 pub unsafe fn choose(forced: Option<PageOps>, page: *mut u8) {
     let timed = PageOps::ALL.map(|(ops, name)| {
-        // SAFETY: the caller owns the page.
-        let ticks = unsafe { ops.time(page) };
-        (ops, name, clock::ticks_to_nanos(ticks))
+        // SAFETY: the caller owns the page, and the way is available.
+        let ticks = ops.is_available().then(|| unsafe { ops.time(page) });
+        (ops, name, ticks.map(clock::ticks_to_nanos))
     });
     let fastest = timed
         .iter()
-        .min_by_key(|(_, _, nanos)| *nanos)
-        .map_or(PageOps::RepQuad, |(ops, _, _)| *ops);
+        .filter(|(.., nanos)| nanos.is_some())
+        .min_by_key(|(.., nanos)| *nanos)
+        .map_or(PageOps::RepQuad, |(ops, ..)| *ops);
+    let forced = forced.filter(|ops| {
+        if !ops.is_available() {
+            crate::log::warn!("page_ops: this processor has no {}", ops.name());
+        }
+        ops.is_available()
+    });
     let chosen = forced.unwrap_or(fastest);
     CHOSEN.store(chosen as u8, Ordering::Relaxed);
-    let [a, b, c] = timed;
+    let times = fmt::from_fn(|f| {
+        timed
+            .iter()
+            .filter_map(|(_, name, nanos)| Some((name, (*nanos)?)))
+            .try_for_each(|(name, nanos)| write!(f, " {name} {nanos} ns,"))
+    });
     crate::log::info!(
-        "page_ops: {} ({}): {} {} ns, {} {} ns, {} {} ns a page",
+        "page_ops: {} ({}):{times} a page",
         chosen.name(),
         if forced.is_some() { "forced" } else { "fastest" },
-        a.1,
-        a.2,
-        b.1,
-        b.2,
-        c.1,
-        c.2
     );
 }

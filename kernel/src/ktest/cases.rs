@@ -23,6 +23,10 @@ crate::ktest::trials! {
     Trial::new("arch::kernel_image_is_writable_or_executable_never_both", image_is_w_xor_x),
     Trial::new("arch::window_is_not_executable", window_is_not_executable),
     Trial::new("arch::every_way_to_clear_and_copy_a_page_works", page_ops_work),
+    Trial::new(
+        "arch::clearing_and_copying_give_vector_registers_back",
+        page_ops_give_vector_registers_back,
+    ),
     Trial::new("arch::timer_interrupts_arrive", timer_interrupts_arrive),
     Trial::new("arch::user_copy_refuses_wild_pointers", user_copy_refuses_wild_pointers),
     Trial::new("arch::stack_overflow_is_reported", || crash(Crash::Stack)).panics(),
@@ -78,8 +82,11 @@ fn page_ops_work() {
             .expect("one page")
     });
     let [a, b] = pages.map(|pfn| early::window_ptr(pfn.start()));
-    for name in ["stosb", "stosq", "unrolled"] {
+    for name in ["stosb", "stosq", "unrolled", "avx"] {
         let ops = PageOps::from_name(name).expect("a known way");
+        if !ops.is_available() {
+            continue;
+        }
         // SAFETY: both pages are ours.
         unsafe { a.write_bytes(0x5a, mm::PAGE_SIZE) };
         // SAFETY: both pages are ours.
@@ -93,6 +100,33 @@ fn page_ops_work() {
         let cleared = unsafe { core::slice::from_raw_parts(b, mm::PAGE_SIZE) };
         assert!(cleared.iter().all(|byte| *byte == 0), "{name} clears");
     }
+    for pfn in pages {
+        mm().free_pages(pfn, Order::ZERO);
+    }
+}
+
+/// A page fault must not change a register of the program.
+fn page_ops_give_vector_registers_back() {
+    let ops = PageOps::from_name("avx").expect("a known way");
+    assert!(ops.is_available(), "the machine of the trials has AVX");
+    let pages = [(); 2].map(|()| {
+        mm().alloc_pages(Order::ZERO, AllocFlags::empty())
+            .expect("one page")
+    });
+    let [a, b] = pages.map(|pfn| early::window_ptr(pfn.start()));
+    let before: [u64; 4] = core::array::from_fn(|i| 0x0123_4567_89ab_cdef << i);
+    let mut after = [[0_u64; 4]; 2];
+    // SAFETY: AVX is there; the register belongs to no program while this kernel thread runs.
+    unsafe { core::arch::asm!("vmovdqu ymm0, [{}]", in(reg) &before, options(nostack)) };
+    // SAFETY: the page is ours.
+    unsafe { ops.clear(a) };
+    // SAFETY: there is room for the register.
+    unsafe { core::arch::asm!("vmovdqu [{}], ymm0", in(reg) &mut after[0], options(nostack)) };
+    // SAFETY: both pages are ours.
+    unsafe { ops.copy(b, a) };
+    // SAFETY: there is room for the register.
+    unsafe { core::arch::asm!("vmovdqu [{}], ymm0", in(reg) &mut after[1], options(nostack)) };
+    assert_eq!(after, [before; 2]);
     for pfn in pages {
         mm().free_pages(pfn, Order::ZERO);
     }

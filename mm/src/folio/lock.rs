@@ -55,7 +55,7 @@ impl<P: Platform> Memory<P> {
 impl<P: Platform> Drop for FolioLocked<'_, P> {
     fn drop(&mut self) {
         let before = self.page.clear_flags(PageFlags::LOCKED | PageFlags::WAITERS);
-        crate::vm_assert!(
+        crate::assert::vm_assert_on_drop!(
             before.contains(PageFlags::LOCKED),
             "{:?}: lock was not held",
             self.page

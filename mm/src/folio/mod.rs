@@ -100,7 +100,7 @@ impl core::fmt::Debug for Folio<'_> {
 
 impl Drop for Folio<'_> {
     fn drop(&mut self) {
-        crate::vm_assert!(false, "{:?}: reference dropped without put", self.page);
+        crate::assert::vm_assert_on_drop!(false, "{:?}: reference dropped without put", self.page);
     }
 }
 

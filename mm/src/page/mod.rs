@@ -65,10 +65,21 @@ impl PageArray {
     /// # Panics
     /// If it is not.
     #[must_use]
+    #[inline]
     pub fn page(&self, pfn: Pfn) -> Page<'_> {
-        assert!(pfn.raw() < self.frames(), "{pfn:?} is past the page array");
+        if pfn.raw() >= self.frames() {
+            past_the_array(pfn);
+        }
         Page { array: self, pfn }
     }
+}
+
+/// Out of line, so that what looks pages up stays small enough to be inlined.
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn past_the_array(pfn: Pfn) -> ! {
+    panic!("{pfn:?} is past the page array")
 }
 
 impl<'a> Page<'a> {

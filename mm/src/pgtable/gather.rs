@@ -136,7 +136,7 @@ impl<'m, P: Platform> Gather<'m, P> {
 
 impl<P: Platform> Drop for Gather<'_, P> {
     fn drop(&mut self) {
-        crate::vm_assert!(
+        crate::assert::vm_assert_on_drop!(
             self.used == 0 && self.range.is_none(),
             "a gather was dropped without finish"
         );

@@ -7,6 +7,7 @@
 //! | `machine` | a simulated machine that notices what hardware forgives | host |
 //! | `sim` | that machine booted, and processes on it | host |
 //! | `fixture` | what tests of huge pages begin with, and the numbers they compare | host |
+//! | `sequence` | random sequences of operations, beside a model of what they must do | host |
 //!
 //! Tests that need the simulated machine live in `mm/testkit/tests`: inside `mm`'s own unit tests it would be linked
 //! against a second copy of `mm`.
@@ -19,5 +20,7 @@ pub mod scenario;
 pub mod fixture;
 #[cfg(feature = "std")]
 pub mod machine;
+#[cfg(feature = "std")]
+pub mod sequence;
 #[cfg(feature = "std")]
 pub mod sim;

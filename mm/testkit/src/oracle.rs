@@ -159,18 +159,53 @@ impl Thp {
         assert_eq!(self.mappings[child], Mapping::None);
         match self.mappings[parent] {
             Mapping::None => {}
-            Mapping::Pmd => {
-                self.entire += 1;
-                self.refs += 1;
-            }
-            Mapping::Ptes(set) => {
-                for i in set.iter() {
-                    self.subpage[i] += 1;
-                }
-                self.refs += set.len();
+            Mapping::Pmd => self.map_pmd(child),
+            Mapping::Ptes(set) => self.map_ptes(child, &set),
+        }
+    }
+
+    /// `mm` maps the page by a PMD more. Where PTEs map it and no PMD does, both kinds are about to coexist: the bias
+    /// comes first.
+    ///
+    /// # Panics
+    /// If it maps the page already.
+    pub fn map_pmd(&mut self, mm: usize) {
+        assert_eq!(self.mappings[mm], Mapping::None);
+        if self.entire == 0 {
+            self.shares.anon_thps += 1;
+            self.shares.anon_pages = ALL_PAGES;
+            if self.total() > 0 {
+                self.double_map = true;
+                self.bias(1);
             }
         }
-        self.mappings[child] = self.mappings[parent];
+        self.entire += 1;
+        self.refs += 1;
+        self.mappings[mm] = Mapping::Pmd;
+    }
+
+    /// `mm` maps `set` by PTEs, besides what it maps so already.
+    ///
+    /// # Panics
+    /// If it maps one of them already.
+    pub fn map_ptes(&mut self, mm: usize, set: &Subpages) {
+        if self.entire > 0 && !self.double_map {
+            self.double_map = true;
+            self.bias(1);
+        }
+        let mut mapped = match self.mappings[mm] {
+            Mapping::None => Subpages::EMPTY,
+            Mapping::Ptes(mapped) => mapped,
+            Mapping::Pmd => panic!("process {mm} maps all of it by a PMD"),
+        };
+        for i in set.iter() {
+            assert!(!mapped.contains(i), "process {mm} maps subpage {i} already");
+            mapped.insert(i);
+            self.shares.anon_pages += u32::from(self.subpage[i] == 0);
+            self.subpage[i] += 1;
+            self.refs += 1;
+        }
+        self.mappings[mm] = Mapping::Ptes(mapped);
     }
 
     /// `mm`'s PMD becomes a table. Nothing if it has none: a second split does nothing.
@@ -262,6 +297,12 @@ impl Thp {
     pub fn unpin(&mut self, n: u32) {
         self.refs -= n;
         self.pins -= n;
+    }
+
+    /// References that are not mappings.
+    #[must_use]
+    pub fn pins(&self) -> u32 {
+        self.pins
     }
 
     /// Whether the last reference is gone.

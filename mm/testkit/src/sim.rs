@@ -232,6 +232,12 @@ impl Process<'_> {
         }
     }
 
+    /// The CPU of its next access.
+    #[must_use]
+    pub fn cpu(&self) -> CpuId {
+        self.cpu
+    }
+
     /// Runs `f` on the process's CPU.
     pub fn run<T>(&self, f: impl FnOnce() -> T) -> T {
         on_cpu(self.cpu, f)

@@ -78,15 +78,19 @@ fn thread_number() -> u64 {
 /// # Panics
 /// While a preemption guard lives.
 pub fn on_cpu<T>(cpu: CpuId, f: impl FnOnce() -> T) -> T {
+    /// Goes back, also when a test fails.
+    struct Back(u8);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            let off = GUARDS.get() != 0 && !std::thread::panicking();
+            assert!(!off, "the task changed its CPU with preemption off");
+            CPU.set(self.0);
+        }
+    }
     let number = u8::try_from(cpu.index()).expect("invariant: a CpuId is below 64");
-    let change = |number| {
-        assert_eq!(GUARDS.get(), 0, "the task changed its CPU with preemption off");
-        CPU.replace(number)
-    };
-    let before = change(number);
-    let result = f();
-    change(before);
-    result
+    assert_eq!(GUARDS.get(), 0, "the task changed its CPU with preemption off");
+    let _back = Back(CPU.replace(number));
+    f()
 }
 
 /// One CPU as the machine sees it.
@@ -287,6 +291,17 @@ impl SimMachine {
         assert!(offset < self.layout.size());
         // SAFETY: as for `frame_bytes`.
         unsafe { self.memory.wrapping_add(offset).read() }
+    }
+
+    /// Writes one byte of memory, as a device would.
+    ///
+    /// # Panics
+    /// Past the end of memory.
+    pub fn set_byte(&self, address: u64, byte: u8) {
+        let offset = usize::try_from(address).expect("invariant: usize is 64 bits");
+        assert!(offset < self.layout.size());
+        // SAFETY: as for `frame_bytes`.
+        unsafe { self.memory.wrapping_add(offset).write(byte) };
     }
 
     /// Fills `nr` frames, as a device or a stray pointer would.

@@ -4,8 +4,8 @@
 //! and the numbers are the same on every computer; `cargo xtask bench-guest` runs it so. Elsewhere they are whatever the
 //! counter counts. It is an ordinary Linux program: the same file measures Linux by the same loops.
 //!
-//! Prints one line per row, the number first. Exit status 0: every row was measured. 1: a line names the one that was
-//! not.
+//! Prints one line per row, the number first; with an argument, only the rows that have it in their name. Exit status
+//! 0: every row was measured. 1: a line names the one that was not.
 //!
 //! Each row is repeated and its median counts, so that a timer interrupt or the first, cold turn does no harm. The
 //! counter's own cost is subtracted.
@@ -14,7 +14,7 @@ mod clock;
 mod fork;
 mod memory;
 
-use std::{io, process::ExitCode};
+use std::{env, io, process::ExitCode};
 
 use clock::Clock;
 
@@ -50,7 +50,8 @@ const ROWS: [(&str, Turn); 17] = [
 fn main() -> ExitCode {
     let clock = Clock::calibrated();
     let mut status = ExitCode::SUCCESS;
-    for (name, turn) in ROWS {
+    let wanted = env::args().nth(1).unwrap_or_default();
+    for (name, turn) in ROWS.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         match median(clock, turn) {
             Ok(cost) => println!("{cost:>10}  {name}"),
             Err(error) => {
