@@ -16,7 +16,7 @@ use crate::{
     addr::{PAGE_SIZE, Pfn, PfnRange},
     buddy::{Cache, Zone, ZoneKind},
     counter::{Counter, CpuCounters},
-    flags::PageFlags,
+    flags::{AllocFlags, PageFlags},
     folio::{DeferredQueue, LruLists},
     node::{MAX_NODES, NodeId, NodeMap, NodeMask},
     page::{PageArray, PageState, compound::BadPage},
@@ -406,12 +406,15 @@ impl<P: Platform> Memory<P> {
         self.fail_in.load_relaxed() > 0
     }
 
-    /// Whether this allocation is the one that was chosen to fail.
-    pub(crate) fn allocation_must_fail(&self) -> bool {
+    /// Whether this allocation is the one that was chosen to fail. Those on the reserve never are.
+    pub(crate) fn allocation_must_fail(&self, flags: AllocFlags) -> bool {
+        if flags.contains(AllocFlags::RESERVE) {
+            return false;
+        }
         #[cfg(feature = "fault-injection")]
         if self.fail_in.load_relaxed() > 0 {
             return self.fail_in.try_update_acqrel(|left| left.checked_sub(1)) == Ok(1);
         }
-        false
+        self.platform.must_fail()
     }
 }

@@ -81,7 +81,7 @@ impl CpuMask {
 }
 
 /// A point in time: nanoseconds since the machine started, never going back.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Nanos(pub u64);
 
 /// The step between translations that a flush must drop.
@@ -192,6 +192,13 @@ pub unsafe trait Platform: Sized {
     /// Returns the memory policy of the running task, for pages of areas that have none of their own.
     fn task_policy(&self) -> Policy {
         Policy::DEFAULT
+    }
+
+    /// Whether the allocation that the running task is about to make shall fail: how a machine finds out what becomes of
+    /// a program when memory is short at this very place. Asked once for each block of frames and for each object; not
+    /// for blocks taken with [`AllocFlags::RESERVE`](crate::AllocFlags::RESERVE), whose users cannot do without.
+    fn must_fail(&self) -> bool {
+        false
     }
 
     /// Takes note of an event. Called only if [`TRACE`](Self::TRACE).

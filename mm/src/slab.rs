@@ -224,7 +224,7 @@ impl<P: Platform> Memory<P> {
     /// # Errors
     /// No frame for a new slab; `value` is dropped, nothing else changed.
     pub(crate) fn alloc_object<T: Object>(&self, value: T) -> Result<Handle<T>, AllocError> {
-        if self.allocation_must_fail() {
+        if self.allocation_must_fail(AllocFlags::empty()) {
             return Err(AllocError { order: Order::ZERO });
         }
         let mut partial = self.caches().partial[T::CACHE as usize].lock(self.platform());

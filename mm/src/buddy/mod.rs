@@ -71,7 +71,7 @@ impl<P: Platform> Memory<P> {
         flags: AllocFlags,
     ) -> Result<Pfn, AllocError> {
         let error = AllocError { order };
-        if self.allocation_must_fail() {
+        if self.allocation_must_fail(flags) {
             return Err(error);
         }
         let pfn = self.take_block(placement, order, flags).ok_or(error)?;
