@@ -108,6 +108,8 @@ pub struct AddressSpace {
     brk_end: AtomicU64,
     mmap_top: AtomicU64,
     limits: [AtomicU64; NR_LIMITS],
+    /// Odd while a fork copies the space: see [`Memory::pin_user_page`].
+    forks: AtomicU32,
     /// Most pages that all areas ever spanned, as of the last time that they shrank.
     peak_vm: AtomicU64,
     /// Most resident pages, as of the last time that some went.
@@ -154,6 +156,7 @@ impl AddressSpace {
             brk_end: AtomicU64::new(0),
             mmap_top: AtomicU64::new(USER_END),
             limits: DEFAULT_LIMITS.map(AtomicU64::new),
+            forks: AtomicU32::new(0),
             peak_vm: AtomicU64::new(0),
             peak_rss: AtomicU64::new(0),
         }
@@ -180,6 +183,20 @@ impl AddressSpace {
     /// The mmap lock.
     pub(crate) fn lock(&self) -> &RwLock {
         &self.lock
+    }
+
+    /// A fork begins to copy the space, or has done so. Hold the mmap lock for writing.
+    ///
+    /// An update, and not a store, so that of a fork and a pin at the same time one sees the other: the fork the pin, or
+    /// the pin that [the number](Self::nr_forks) changed.
+    pub(crate) fn note_fork(&self) {
+        let _ = self.forks.try_update_acqrel(|forks| Some(forks.wrapping_add(1)));
+    }
+
+    /// Changes whenever a fork begins or ends; odd in between. An update for the reason told in
+    /// [`note_fork`](Self::note_fork).
+    pub(crate) fn nr_forks(&self) -> u32 {
+        self.forks.fetch_or_acqrel(0)
     }
 
     /// Its areas. Hold the mmap lock.

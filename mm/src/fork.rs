@@ -53,6 +53,7 @@ impl<P: Platform> Memory<P> {
 
     fn copy_space(&self, parent: &AddressSpace, child: &AddressSpace) -> Result<(), AllocError> {
         let _mmap = parent.lock().write(self.platform());
+        parent.note_fork();
         child.inherit(parent);
         let mut gather = Gather::new(self, parent.tables());
         let copied = parent
@@ -62,6 +63,7 @@ impl<P: Platform> Memory<P> {
             .try_for_each(|vma| self.copy_area(parent, child, vma, &mut gather));
         // The parent's writable translations are stale now, whether or not all went well.
         gather.finish();
+        parent.note_fork();
         copied
     }
 

@@ -8,7 +8,7 @@
 //! ```text
 //! F9 report     kpageflags kpagecount pagemap smaps · check            accepts any page, takes no sleeping lock of its own
 //! F8 policy     deferred_split · migrate
-//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · numa · mremap · mlock · zap · protect · pin · split_pmd · split_folio · migration_entry
+//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · numa · mremap · mlock · zap · protect · pin · gup_fast · split_pmd · split_folio · migration_entry
 //! F6 relations  rmap
 //! F5 spaces     address_space · vma
 //! F4 tables     pgtable: entry, table, cursor, gather
@@ -36,6 +36,7 @@ pub mod fault;
 pub mod flags;
 pub mod folio;
 pub mod fork;
+pub mod gup_fast;
 pub mod mapping;
 pub mod memory;
 pub mod migrate;

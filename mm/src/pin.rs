@@ -1,5 +1,7 @@
 //! F7: reaches the pages of an address space from outside: takes a reference to what is mapped, faulting it in first.
 //!
+//! The first try takes no lock ([`gup_fast`](crate::gup_fast)); what it refuses is looked up here.
+//!
 //! Locks: takes the mmap lock for reading and the table's lock; none is held on return. The page's contents may be
 //! used for as long as the reference is held, whatever happens to the mapping.
 
@@ -28,6 +30,9 @@ impl<P: Platform> Memory<P> {
         addr: VirtAddr,
         access: Access,
     ) -> Result<(Folio<'_>, Pfn), VmFault> {
+        if let Some(found) = self.get_user_page_fast(space, addr, access) {
+            return Ok(found);
+        }
         loop {
             if let Some(found) = self.lookup_page(space, addr, access) {
                 return Ok(found);
@@ -50,15 +55,55 @@ impl<P: Platform> Memory<P> {
         addr: VirtAddr,
         access: Access,
     ) -> Result<Pinned<'_>, VmFault> {
-        let (folio, pfn) = self.get_user_page(space, addr, access)?;
-        folio.page().pin_add();
-        Ok(Pinned { folio, pfn })
+        loop {
+            let forks = space.nr_forks();
+            let (folio, pfn) = self.get_user_page(space, addr, access)?;
+            // Nobody ever writes to a zero page, so there is nothing to keep apart; and everybody shares its counts.
+            if !self.is_zero_page(folio.page()) {
+                folio.page().pin_add();
+            }
+            let pinned = Pinned { folio, pfn };
+            // A fork that looked before the mark was there has shared the page.
+            if forks.is_multiple_of(2) && space.nr_forks() == forks {
+                return Ok(pinned);
+            }
+            self.unpin(pinned);
+            // Waits for the fork to end.
+            drop(space.lock().read(self.platform()));
+        }
     }
 
     /// Ends a pin.
     pub fn unpin(&self, pinned: Pinned<'_>) {
-        pinned.folio.page().pin_sub();
+        if !self.is_zero_page(pinned.folio.page()) {
+            pinned.folio.page().pin_sub();
+        }
         self.put(pinned.folio);
+    }
+
+    /// The bytes of a pinned page from `offset` on, to be read.
+    ///
+    /// # Panics
+    /// If `offset` is past the page.
+    pub fn pinned_bytes<'p>(&self, pinned: &'p Pinned<'_>, offset: usize) -> UserBytes<'p> {
+        assert!(offset < PAGE_SIZE, "offset {offset} is past the page");
+        UserBytes {
+            start: self.platform().frame_ptr(pinned.pfn).wrapping_add(offset),
+            len: PAGE_SIZE - offset,
+            writable: false,
+            _page: PhantomData,
+        }
+    }
+
+    /// How many references to its folio a pin is: one, and what marks a base page as pinned.
+    #[must_use]
+    pub fn nr_pin_refs(&self, pinned: &Pinned<'_>) -> u32 {
+        let page = pinned.folio.page();
+        if self.is_zero_page(page) {
+            1
+        } else {
+            1 + page.pin_refs()
+        }
     }
 
     /// Makes a translation that allows `access` exist for every page of `range` (`MAP_POPULATE`).
@@ -115,7 +160,7 @@ impl<P: Platform> Memory<P> {
         let _mmap = space.lock().read(self.platform());
         let slot = self.pmd_slot(space.tables(), addr)?;
         let pmds = self.lock_table(slot.table);
-        let marked = |marks: Marks| marks.union(Marks::of_access(access));
+        let marked = |marks: Marks| marks.union(marks_of(access));
         match pmds.pmd(slot.index) {
             PmdEntry::Huge {
                 pfn,
@@ -158,6 +203,14 @@ impl<P: Platform> Memory<P> {
             }
             _ => None,
         }
+    }
+}
+
+/// The marks that an entry must have when the kernel gets at its page for a program.
+pub(crate) const fn marks_of(access: Access) -> Marks {
+    match access {
+        Access::Write => Marks::WRITTEN,
+        Access::Read | Access::Exec => Marks::ACCESSED,
     }
 }
 

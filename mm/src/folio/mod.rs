@@ -192,7 +192,7 @@ impl<P: Platform> Memory<P> {
         page.pfn() == self.zero_pages().small() || page.head().has(PageFlags::ZERO)
     }
 
-    fn trace_ref(&self, head: Page<'_>, val: i64) {
+    pub(crate) fn trace_ref(&self, head: Page<'_>, val: i64) {
         if P::TRACE {
             let val = i32::try_from(val).unwrap_or(i32::MAX);
             self.platform().trace(Event::RefMod {

@@ -80,6 +80,15 @@ impl Page<'_> {
         }
     }
 
+    /// What a pin adds to the reference count of the folio that this page is part of.
+    pub(crate) fn pin_refs(self) -> u32 {
+        if self.head().compound_order() < Order::MIN_WITH_QUEUE {
+            PIN_BIAS
+        } else {
+            0
+        }
+    }
+
     /// Whether the folio that this page is part of may be pinned. Exact for large folios; a base page with very many
     /// references counts as pinned too.
     #[must_use]

@@ -71,6 +71,19 @@ impl Marks {
         soft_dirty: true,
     };
 
+    /// What the kernel leaves when it reads for a program: nothing was written.
+    pub const ACCESSED: Self = Self {
+        accessed: true,
+        dirty: false,
+        soft_dirty: false,
+    };
+
+    /// Whether it has all marks of `other`.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        other.bits() & !self.bits() == 0
+    }
+
     /// The same, not accessed lately.
     #[must_use]
     pub const fn old(self) -> Self {

@@ -178,7 +178,7 @@ impl<P: Platform> Memory<P> {
             "{pfn:?}: not a table"
         );
         // SAFETY: the record says that the frame holds a table; the caller reached it through an address space whose
-        // mmap lock it holds, so it stays one.
+        // mmap lock it holds, or from whose CPUs it walks lock-free, so it stays one.
         unsafe { self.platform().table(pfn) }
     }
 
