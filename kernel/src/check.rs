@@ -4,6 +4,7 @@
 //! |---|---|
 //! | heap, kernel stacks | what is mapped in their areas |
 //! | kernel page tables | the tables that map those areas |
+//! | pipes | pages that `vmsplice` gave them |
 //!
 //! Everything else that the kernel uses was taken before `mm` started and is reserved.
 
@@ -19,6 +20,7 @@ use crate::{
     arch::paging::{self, Owned, PageSize},
     boot::memory::is_managed,
     platform::mm,
+    vfs::pipe,
 };
 
 /// What the checker found.
@@ -54,6 +56,10 @@ impl Owners for Kernel {
             }
         });
     }
+
+    fn for_each_reference(&self, visit: &mut dyn FnMut(Pfn)) {
+        pipe::for_each_pinned(&mut |pfn, references| (0..references).for_each(|_| visit(pfn)));
+    }
 }
 
 /// The kernel, and somebody else.
@@ -66,6 +72,7 @@ impl Owners for Both<'_> {
     }
 
     fn for_each_reference(&self, visit: &mut dyn FnMut(Pfn)) {
+        Kernel.for_each_reference(visit);
         self.0.for_each_reference(visit);
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     arch::{page_ops::PageOps, paging, percpu},
     boot::early::window_ptr,
     drivers::clock,
-    task::wait,
+    task::{fail_nth, wait},
 };
 
 /// The memory of this machine.
@@ -176,6 +176,10 @@ unsafe impl Platform for Pc {
 
     fn wake(&self, key: WaitKey) {
         wait::wake(key);
+    }
+
+    fn must_fail(&self) -> bool {
+        fail_nth::must_fail()
     }
 
     unsafe fn clear_page(&self, page: *mut u8) {

@@ -141,7 +141,8 @@ struct FromMm;
 
 impl TableSource for FromMm {
     fn table_frame(&mut self) -> Result<PhysAddr, NoTable> {
-        let flags = mm::AllocFlags::ZERO;
+        // The kernel's own needs come before those of programs: see `heap`.
+        let flags = mm::AllocFlags::ZERO | mm::AllocFlags::RESERVE;
         let pfn = crate::platform::mm()
             .alloc_pages(mm::Order::ZERO, flags)
             .map_err(|_| NoTable)?;

@@ -18,6 +18,8 @@ use ::elf::{
 };
 use mm::{PAGE_BYTES, Prot, USER_END, VirtAddr, VirtRange};
 
+use crate::heap::{self, NoMemory};
+
 /// Bytes of `e_ident`.
 const IDENT: usize = 16;
 /// Bytes of the file header of a 64-bit file.
@@ -53,6 +55,14 @@ pub enum ElfError {
         /// Bytes they need.
         bytes: u64,
     },
+    /// There is no memory for the list of its segments.
+    NoMemory,
+}
+
+impl From<NoMemory> for ElfError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
 }
 
 impl fmt::Display for ElfError {
@@ -71,6 +81,7 @@ impl fmt::Display for ElfError {
             Self::TooLarge { bytes } => {
                 write!(f, "its segments need {} MiB, more than there is", bytes >> 20)
             }
+            Self::NoMemory => f.write_str("not enough memory for the list of its segments"),
         }
     }
 }
@@ -121,8 +132,9 @@ pub fn parse(file: &[u8], memory: u64) -> Result<Image, ElfError> {
         0
     };
 
+    let nr_loads = headers.iter().filter(|header| header.p_type == PT_LOAD).count();
     let mut image = Image {
-        segments: Vec::new(),
+        segments: heap::try_vec(nr_loads)?,
         entry: user_address(header.e_entry, bias)
             .ok_or(ElfError::Corrupt("its entry point is outside user space"))?,
         phdr: 0,

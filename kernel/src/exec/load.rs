@@ -1,6 +1,6 @@
 //! Fills a new address space with a program.
 
-use alloc::{boxed::Box, vec::Vec};
+use alloc::{boxed::Box, sync::Arc};
 use core::arch::x86_64::__cpuid;
 
 use linux_abi::errno::Errno;
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     arch::{fpu, trap::TrapFrame},
+    heap,
     platform::mm,
     random,
     task::{process::CurrentViewer, space::Space},
@@ -41,7 +42,7 @@ pub struct Program {
     /// Where its file is, from the root.
     pub exe: Box<[u8]>,
     /// Its arguments, each ended by NUL.
-    pub cmdline: Box<[u8]>,
+    pub cmdline: Arc<Box<[u8]>>,
 }
 
 /// Makes the program at `path` ready to run. Paths begin at the root.
@@ -91,6 +92,9 @@ pub fn load_file(file: &[u8], path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Res
         random: own_random,
     };
     let stack = InitialStack::build(argv, env, &facts)?;
+    let mut cmdline = heap::try_vec(argv.iter().map(|arg| arg.len() + 1).sum())?;
+    cmdline.extend(argv.iter().flat_map(|arg| arg.iter().chain(&[0])));
+    heap::reserve(2 * path.len())?;
 
     let space = Space::new().map_err(|_| ExecError::NoMemory)?;
     for segment in &image.segments {
@@ -106,12 +110,7 @@ pub fn load_file(file: &[u8], path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Res
         space,
         path: path.into(),
         exe: path.into(),
-        cmdline: argv
-            .iter()
-            .flat_map(|arg| arg.iter().chain(&[0]))
-            .copied()
-            .collect::<Vec<_>>()
-            .into(),
+        cmdline: Arc::new(cmdline.into()),
     })
 }
 

@@ -24,6 +24,7 @@ use linux_abi::errno::Errno;
 
 pub use self::load::{Program, load, load_at, load_file};
 use self::{elf::ElfError, stack::StackError};
+use crate::heap::NoMemory;
 
 /// Why a program cannot be started. Nothing is left of the attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,7 +45,9 @@ impl ExecError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::Path(errno) => errno,
-            Self::Format(ElfError::TooLarge { .. }) | Self::NoMemory => Errno::ENOMEM,
+            Self::Format(ElfError::TooLarge { .. } | ElfError::NoMemory)
+            | Self::Stack(StackError::NoMemory)
+            | Self::NoMemory => Errno::ENOMEM,
             Self::Format(_) => Errno::ENOEXEC,
             Self::Stack(StackError::TooLong { .. }) => Errno::E2BIG,
         }
@@ -64,6 +67,12 @@ impl fmt::Display for ExecError {
             Self::NoMemory => f.write_str("not enough memory")?,
         }
         write!(f, " ({})", self.errno())
+    }
+}
+
+impl From<NoMemory> for ExecError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
     }
 }
 

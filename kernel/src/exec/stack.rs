@@ -21,6 +21,7 @@ use linux_abi::raw::auxvec;
 use mm::{PAGE_BYTES, USER_END, VirtAddr, VirtRange};
 
 use super::elf::Image;
+use crate::heap::{self, NoMemory};
 
 /// Most bytes of arguments and environment, terminators and pointers included: a quarter of the stack's limit.
 const STRINGS_MAX: usize = 2 << 20;
@@ -28,6 +29,8 @@ const STRINGS_MAX: usize = 2 << 20;
 const STRING_MAX: usize = 32 * mm::PAGE_SIZE;
 /// Room that is mapped below what is filled.
 const ROOM: u64 = 128 << 10;
+/// Bytes on it besides strings and the pointers to them, at most: auxiliary vector, counts, terminators, alignment.
+const OTHERS: usize = 1024;
 /// Largest size that the stack may grow to.
 pub const STACK_LIMIT: u64 = 8 << 20;
 
@@ -39,12 +42,21 @@ pub enum StackError {
         /// Bytes they have.
         bytes: usize,
     },
+    /// There is no memory to put it together in.
+    NoMemory,
+}
+
+impl From<NoMemory> for StackError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
 }
 
 impl fmt::Display for StackError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong { bytes } => write!(f, "arguments and environment of {bytes} bytes are too long"),
+            Self::NoMemory => f.write_str("not enough memory for arguments and environment"),
         }
     }
 }
@@ -89,15 +101,16 @@ impl InitialStack {
         if bytes > STRINGS_MAX || strings.clone().any(|string| string.len() >= STRING_MAX) {
             return Err(StackError::TooLong { bytes });
         }
-        let mut top = Downward::new();
+        // Pointers were counted with their strings; what comes besides is short.
+        let mut top = Downward::new(bytes + facts.path.len() + OTHERS)?;
         top.push(&[0; 8]);
         let path = top.push_string(facts.path);
-        let env = top.push_strings(env);
-        let argv = top.push_strings(argv);
+        let env = top.push_strings(env)?;
+        let argv = top.push_strings(argv)?;
         let platform = top.push_string(b"x86_64");
         let random = top.push(&facts.random);
 
-        let mut words = Vec::new();
+        let mut words: Vec<u64> = heap::try_vec(argv.len() + env.len() + OTHERS / size_of::<u64>())?;
         words.push(argv.len() as u64);
         words.extend(argv);
         words.push(0);
@@ -170,8 +183,10 @@ struct Downward {
 }
 
 impl Downward {
-    fn new() -> Self {
-        Self { reversed: Vec::new() }
+    /// With room for `bytes`.
+    fn new(bytes: usize) -> Result<Self, NoMemory> {
+        let reversed = heap::try_vec(bytes)?;
+        Ok(Self { reversed })
     }
 
     /// Puts `bytes` below what is there, and returns their address.
@@ -186,14 +201,11 @@ impl Downward {
     }
 
     /// Puts strings so that the first has the lowest address, as programs that rewrite their arguments expect.
-    fn push_strings(&mut self, strings: &[&[u8]]) -> Vec<u64> {
-        let mut addresses: Vec<u64> = strings
-            .iter()
-            .rev()
-            .map(|string| self.push_string(string))
-            .collect();
+    fn push_strings(&mut self, strings: &[&[u8]]) -> Result<Vec<u64>, NoMemory> {
+        let mut addresses = heap::try_vec(strings.len())?;
+        addresses.extend(strings.iter().rev().map(|string| self.push_string(string)));
         addresses.reverse();
-        addresses
+        Ok(addresses)
     }
 
     /// Leaves a gap so that the address is a multiple of 16 after `words` more words.

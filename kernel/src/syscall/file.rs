@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     drivers::uart,
+    heap,
     vfs::{
         fd::OnExec,
         file::{self, DirectoryEntry, File, Readiness, Stat, Whence},
@@ -182,14 +183,14 @@ pub(super) fn pwrite64(call: &Call<'_>) -> Result {
 }
 
 /// Reads the list of pieces of a scattered read or write, and checks all before the first is used.
-fn pieces(call: &Call<'_>) -> core::result::Result<Vec<UserSlice>, Errno> {
+pub(super) fn pieces(call: &Call<'_>) -> core::result::Result<Vec<UserSlice>, Errno> {
     let count = call.raw(2);
     if count > IOV_MAX {
         return Err(Errno::EINVAL);
     }
     let list = UserSlice::new(call.raw(1), count * 16)?;
     let mut total = 0_usize;
-    let mut pieces = Vec::new();
+    let mut pieces = heap::try_vec(mm::addr::to_usize(count))?;
     for index in 0..mm::addr::to_usize(count) {
         let mut bytes = [0; 16];
         list.read_at(index * 16, &mut bytes)?;
@@ -333,7 +334,7 @@ pub(super) fn pipe2(call: &Call<'_>) -> Result {
 
 fn make_pipe(call: &Call<'_>, flags: u32) -> Result {
     let close = |fd: u64| call.process().files().lock().close(mm::addr::to_usize(fd));
-    let (reader, writer) = File::pipe(flags);
+    let (reader, writer) = File::pipe(flags)?;
     let reader = call.install(reader, flags)?;
     let writer = call.install(writer, flags).inspect_err(|_| {
         let _ = close(reader);
@@ -648,11 +649,14 @@ fn poll_until(call: &Call<'_>, deadline: Option<Nanos>) -> Result {
         return Err(Errno::EINVAL);
     }
     let list = UserSlice::new(call.raw(0), count * Polled::BYTES as u64)?;
-    let polled: Vec<Polled> = (0..mm::addr::to_usize(count))
-        .map(|index| Polled::read(list, index))
-        .collect::<core::result::Result<_, _>>()?;
+    let mut polled = heap::try_vec(mm::addr::to_usize(count))?;
+    for index in 0..mm::addr::to_usize(count) {
+        polled.push(Polled::read(list, index)?);
+    }
+    let mut found: Vec<u16> = heap::try_vec(polled.len())?;
     loop {
-        let found: Vec<u16> = polled.iter().map(|one| one.look(call)).collect();
+        found.clear();
+        found.extend(polled.iter().map(|one: &Polled| one.look(call)));
         let ready = found.iter().filter(|&&events| events != 0).count() as u64;
         let over = deadline.is_some_and(|deadline| crate::drivers::clock::now() >= deadline);
         if ready > 0 || over {

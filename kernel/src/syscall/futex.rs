@@ -59,12 +59,13 @@ static WAITERS: Mutex<Waiters> = Mutex::new(Waiters {
     next_ticket: 0,
 });
 
-fn enter(futex: Futex, bits: u32) -> u64 {
+fn enter(futex: Futex, bits: u32) -> core::result::Result<u64, Errno> {
     let mut waiters = WAITERS.lock();
+    waiters.list.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
     let ticket = waiters.next_ticket;
     waiters.next_ticket += 1;
     waiters.list.push(Waiter { ticket, futex, bits });
-    ticket
+    Ok(ticket)
 }
 
 fn is_waiting(ticket: u64) -> bool {
@@ -116,7 +117,7 @@ fn absolute_deadline(call: &Call<'_>, is_wall_clock: bool) -> core::result::Resu
 
 fn wait_for(call: &Call<'_>, bits: u32, deadline: Option<Nanos>) -> Result {
     let (futex, addr) = Futex::new(call)?;
-    let ticket = enter(futex, bits);
+    let ticket = enter(futex, bits)?;
     let word = addr.read_u32();
     if word != Ok(call.uint(2)) {
         leave(ticket);

@@ -12,6 +12,7 @@
 //! | [`mod@file`], [`path`] | descriptors; names |
 //! | [`proc`] | identity, limits, ends, futex |
 //! | [`task`] | fork, exec, wait |
+//! | [`splice`] | pages of programs in pipes |
 //! | [`signal`] | dispositions, masks, kill |
 //! | [`time`] | clocks and sleeping |
 //! | [`user`] | the program's memory: the only way from a raw argument to an address |
@@ -30,6 +31,7 @@ pub mod mem;
 pub mod path;
 pub mod proc;
 pub mod signal;
+pub mod splice;
 pub mod table;
 pub mod task;
 pub mod time;

@@ -74,10 +74,7 @@ fn membership(call: &Call<'_>, of: fn(&Kin) -> Pid) -> Result {
     let found = if wanted == 0 {
         of(call.process().kin())
     } else {
-        let other = process::all()
-            .into_iter()
-            .find(|process| process.pid().number() == wanted);
-        of(other.ok_or(Errno::ESRCH)?.kin())
+        of(process::find(Pid::new(wanted)).ok_or(Errno::ESRCH)?.kin())
     };
     Ok(u64::from(found.number()))
 }
@@ -114,13 +111,11 @@ pub(super) fn setpgid(call: &Call<'_>) -> Result {
     }
     let (wanted, group) = (call.uint(0), call.uint(1));
     let own = call.process();
-    let target = process::all()
-        .into_iter()
-        .find(|process| match wanted {
-            0 => process.pid() == own.pid(),
-            _ => process.pid().number() == wanted,
-        })
-        .ok_or(Errno::ESRCH)?;
+    let target = match wanted {
+        0 => own.pid(),
+        _ => Pid::new(wanted),
+    };
+    let target = process::find(target).ok_or(Errno::ESRCH)?;
     let is_own = target.pid() == own.pid();
     if !is_own && target.kin().parent() != own.pid() {
         return Err(Errno::ESRCH);
@@ -164,7 +159,7 @@ pub(super) fn uname(call: &Call<'_>) -> Result {
 pub(super) fn sysinfo(call: &Call<'_>) -> Result {
     const LOADS: usize = 3 * 8;
     let uptime = clock::now().0 / 1_000_000_000;
-    let processes = u16::try_from(process::all().len()).unwrap_or(u16::MAX);
+    let processes = u16::try_from(process::nr()).unwrap_or(u16::MAX);
     let info: [u8; 112] = Fields::new()
         .u64(uptime)
         .pad(LOADS)
@@ -297,9 +292,7 @@ pub(super) fn prlimit64(call: &Call<'_>) -> Result {
     };
     let old = {
         let wanted = call.uint(0);
-        let other = process::all()
-            .into_iter()
-            .find(|process| process.pid().number() == wanted);
+        let other = process::find(Pid::new(wanted));
         let target = match &other {
             _ if wanted == 0 => call.process(),
             Some(other) => other,
@@ -369,9 +362,7 @@ pub(super) fn get_robust_list(call: &Call<'_>) -> Result {
     let head = match wanted {
         0 => *call.process().robust_list().lock(),
         _ => {
-            let other = process::all()
-                .into_iter()
-                .find(|process| process.pid().number() == wanted);
+            let other = process::find(Pid::new(wanted));
             *other.ok_or(Errno::ESRCH)?.robust_list().lock()
         }
     };
@@ -394,11 +385,7 @@ pub(super) fn sched_getaffinity(call: &Call<'_>) -> Result {
         return Err(Errno::EINVAL);
     }
     let wanted = call.uint(0);
-    if wanted != 0
-        && !process::all()
-            .iter()
-            .any(|process| process.pid().number() == wanted)
-    {
+    if wanted != 0 && process::find(Pid::new(wanted)).is_none() {
         return Err(Errno::ESRCH);
     }
     let cpus = mm().platform().nr_cpus();

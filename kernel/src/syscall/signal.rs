@@ -144,10 +144,7 @@ fn send(target: u32, signal: Option<Signal>) -> Result {
         // The kernel task has no handlers, and init gets only what it handles.
         return Ok(0);
     }
-    let target = process::all()
-        .into_iter()
-        .find(|process| process.pid().number() == target)
-        .ok_or(Errno::ESRCH)?;
+    let target = process::find(Pid::new(target)).ok_or(Errno::ESRCH)?;
     if let Some(signal) = signal {
         target.raise(signal);
     }
@@ -178,19 +175,16 @@ pub(super) fn kill(call: &Call<'_>) -> Result {
         0 => send_group(call.process().kin().group(), signal),
         // Everybody but init and the caller.
         -1 => {
-            let mut others = process::all();
-            others.retain(|process| process.pid().number() != own);
-            for (process, signal) in others
-                .iter()
-                .flat_map(|process| signal.map(|signal| (process, signal)))
-            {
-                process.raise(signal);
-            }
-            if others.is_empty() {
-                Err(Errno::ESRCH)
-            } else {
-                Ok(0)
-            }
+            let mut others = 0;
+            process::for_each(&mut |process| {
+                if process.pid().number() != own {
+                    others += 1;
+                    if let Some(signal) = signal {
+                        process.raise(signal);
+                    }
+                }
+            });
+            if others == 0 { Err(Errno::ESRCH) } else { Ok(0) }
         }
         i32::MIN => Err(Errno::ESRCH),
         group @ ..0 => send_group(Pid::new(group.unsigned_abs()), signal),

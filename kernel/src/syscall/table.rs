@@ -4,8 +4,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_abi::{errno::Errno, raw::general as nr};
 
-use super::{Call, Result, file, futex, mem, path, proc, signal, task, time};
-use crate::log;
+use super::{Call, Result, file, futex, mem, path, proc, signal, splice, task, time};
+use crate::{heap, log};
 
 /// Answers one call.
 type Handler = fn(&Call<'_>) -> Result;
@@ -91,6 +91,7 @@ table! {
     __NR_umask "umask" => path::umask,
     __NR_gettimeofday "gettimeofday" => time::gettimeofday,
     __NR_getrlimit "getrlimit" => proc::getrlimit,
+    __NR_getrusage "getrusage" => task::getrusage,
     __NR_sysinfo "sysinfo" => proc::sysinfo,
     __NR_getuid "getuid" => proc::getuid,
     __NR_getgid "getgid" => proc::getuid,
@@ -122,6 +123,7 @@ table! {
     __NR_clock_nanosleep "clock_nanosleep" => time::clock_nanosleep,
     __NR_exit_group "exit_group" => proc::exit,
     __NR_tgkill "tgkill" => signal::tgkill,
+    __NR_waitid "waitid" => task::waitid,
     __NR_openat "openat" => path::openat,
     __NR_mkdirat "mkdirat" => path::make_at,
     __NR_mknodat "mknodat" => path::make_at,
@@ -129,6 +131,9 @@ table! {
     __NR_unlinkat "unlinkat" => path::unlinkat,
     __NR_readlinkat "readlinkat" => path::readlinkat,
     __NR_faccessat "faccessat" => path::faccessat,
+    __NR_splice "splice" => splice::splice,
+    __NR_tee "tee" => splice::tee,
+    __NR_vmsplice "vmsplice" => splice::vmsplice,
     __NR_ppoll "ppoll" => file::ppoll,
     __NR_set_robust_list "set_robust_list" => proc::set_robust_list,
     __NR_get_robust_list "get_robust_list" => proc::get_robust_list,
@@ -153,7 +158,7 @@ pub(super) fn call(number: u64, call: &Call<'_>) -> Result {
         .flatten()
     {
         Some(entry) => {
-            let result = (entry.handler)(call);
+            let result = room(number).and_then(|()| (entry.handler)(call));
             log::debug!(
                 "syscall: {:?}: {}{:x?} -> {result:x?}",
                 call.process(),
@@ -167,6 +172,24 @@ pub(super) fn call(number: u64, call: &Call<'_>) -> Result {
             Err(Errno::ENOSYS)
         }
     }
+}
+
+/// What a process needs to end, to wait for others to end, and to give things back: these allocate nothing.
+const ALWAYS_RUN: [u32; 6] = [
+    nr::__NR_exit,
+    nr::__NR_exit_group,
+    nr::__NR_close,
+    nr::__NR_munmap,
+    nr::__NR_wait4,
+    nr::__NR_kill,
+];
+
+/// Makes sure that the kernel has room for the notes of a call.
+fn room(number: u64) -> core::result::Result<(), Errno> {
+    if !heap::is_low() || ALWAYS_RUN.iter().any(|&always| u64::from(always) == number) {
+        return Ok(());
+    }
+    Ok(heap::refill()?)
 }
 
 const WORD_BITS: usize = u64::BITS as usize;

@@ -5,14 +5,19 @@ use alloc::vec::Vec;
 use linux_abi::{errno::Errno, raw::general as abi};
 
 use super::{
-    Call, Result, unsupported,
+    Call, Result,
+    fields::Fields,
+    time, unsupported,
     user::{UserAddr, UserSlice},
 };
 use crate::{
     exec::{self, stack::STACK_LIMIT},
+    heap,
     task::{
         family::Wanted,
-        process::{self, Memory, Outcome, Pid},
+        process::{self, Memory, Outcome, Process},
+        sched,
+        usage::Used,
     },
 };
 
@@ -175,10 +180,17 @@ fn read_strings(raw: u64, room: &mut usize) -> core::result::Result<Vec<Vec<u8>>
             return Ok(strings);
         }
         let string = UserAddr::new(pointer)?.read_string(ARG_MAX)?;
+        strings.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         *room = room.checked_sub(string.len() + 1 + POINTER).ok_or(Errno::E2BIG)?;
         strings.push(string);
         at += POINTER as u64;
     }
+}
+
+fn slices(strings: &[Vec<u8>]) -> core::result::Result<Vec<&[u8]>, Errno> {
+    let mut slices = heap::try_vec(strings.len())?;
+    slices.extend(strings.iter().map(Vec::as_slice));
+    Ok(slices)
 }
 
 /// `execve(path, argv, envp)`.
@@ -191,8 +203,7 @@ pub(super) fn execve(call: &Call<'_>) -> Result {
         // As Linux since 5.18: no program is to find its environment where its name should be.
         argv.push(Vec::new());
     }
-    let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
-    let env: Vec<&[u8]> = env.iter().map(Vec::as_slice).collect();
+    let (argv, env) = (slices(&argv)?, slices(&env)?);
     let start = call.process().working_directory().place;
     let program = exec::load_at(start, &path, &argv, &env).map_err(exec::ExecError::errno)?;
     call.begin_program(call.process().run_program(program));
@@ -216,29 +227,147 @@ pub(super) fn wait4(call: &Call<'_>) -> Result {
         group @ ..0 => Wanted::Group(group.unsigned_abs()),
         pid => Wanted::Child(pid.unsigned_abs()),
     };
-    if call.raw(3) != 0 {
-        return unsupported!(Errno::ENOSYS, "wait4 with usage: CPU time is not accounted");
-    }
     if options & abi::__WCLONE != 0 && options & abi::__WALL == 0 {
         // Children that tell their end by another signal than SIGCHLD: there are none.
         return Err(Errno::ECHILD);
     }
     let ended = if options & abi::WNOHANG != 0 {
-        call.process().take_ended(wanted)?
+        call.process().find_ended(wanted)?
     } else {
         Some(call.process().wait_for_child(wanted)?)
     };
-    ended.map_or(Ok(0), |(pid, outcome)| tell_end(call, pid, outcome))
+    let Some(child) = ended else { return Ok(0) };
+    call.process().reap(&child);
+    if let Some(addr) = UserAddr::optional(call.raw(1))? {
+        addr.write(&status_word(&child).to_le_bytes())?;
+    }
+    tell_usage(call.raw(3), &child)?;
+    Ok(u64::from(child.pid().number()))
 }
 
-fn tell_end(call: &Call<'_>, pid: Pid, outcome: Outcome) -> Result {
-    let status = match outcome {
-        Outcome::Exited(status) => u32::from(status) << 8,
+/// How a child ended, as `wait4` tells it.
+fn status_word(child: &Process) -> u32 {
+    match child.outcome() {
+        Some(Outcome::Exited(status)) => u32::from(status) << 8,
         // No core is ever written, so its bit is never set.
-        Outcome::Killed(signal) => u32::from(signal.number()),
-    };
-    if let Some(addr) = UserAddr::optional(call.raw(1))? {
-        addr.write(&status.to_le_bytes())?;
+        Some(Outcome::Killed(signal)) => u32::from(signal.number()),
+        None => 0,
     }
-    Ok(u64::from(pid.number()))
+}
+
+/// Tells what a child used, if somebody wants to know.
+fn tell_usage(raw: u64, child: &Process) -> core::result::Result<(), Errno> {
+    let Some(addr) = UserAddr::optional(raw)? else {
+        return Ok(());
+    };
+    let used = child.usage().so_far().plus(*child.children_used().lock());
+    addr.write(&rusage(used))
+}
+
+/// `struct rusage`.
+fn rusage(used: Used) -> [u8; 144] {
+    const { assert!(size_of::<abi::rusage>() == 144) }
+    Fields::new()
+        .bytes(&time::timeval(used.cpu))
+        // System time, peak memory, three sizes that Linux does not fill either.
+        .pad(16 + 4 * 8)
+        .u64(used.faults)
+        // Faults that read a disk, swaps, blocks, messages, signals.
+        .pad(7 * 8)
+        .u64(used.voluntary)
+        .u64(used.involuntary)
+        .done()
+}
+
+/// `getrusage(who, usage)`.
+pub(super) fn getrusage(call: &Call<'_>) -> Result {
+    sched::count_running_time();
+    let used = match call.int(0) {
+        // The process has one thread.
+        RUSAGE_SELF | RUSAGE_THREAD => call.process().usage().so_far(),
+        RUSAGE_CHILDREN => *call.process().children_used().lock(),
+        _ => return Err(Errno::EINVAL),
+    };
+    UserAddr::new(call.raw(1))?.write(&rusage(used))?;
+    Ok(0)
+}
+
+const RUSAGE_SELF: i32 = 0;
+const RUSAGE_CHILDREN: i32 = -1;
+const RUSAGE_THREAD: i32 = 1;
+
+/// Options of `waitid`.
+const WAITID_OPTIONS: u32 = abi::WNOHANG
+    | abi::WNOWAIT
+    | abi::WEXITED
+    | abi::WSTOPPED
+    | abi::WCONTINUED
+    | abi::__WNOTHREAD
+    | abi::__WCLONE
+    | abi::__WALL;
+
+/// `waitid(kind, id, info, options, usage)`.
+pub(super) fn waitid(call: &Call<'_>) -> Result {
+    let options = call.uint(3);
+    let has = |option| options & option != 0;
+    if options & !WAITID_OPTIONS != 0 || !has(abi::WEXITED | abi::WSTOPPED | abi::WCONTINUED) {
+        return Err(Errno::EINVAL);
+    }
+    let id = u32::try_from(call.int(1));
+    let wanted = match call.uint(0) {
+        abi::P_ALL => Wanted::Any,
+        abi::P_PID => Wanted::Child(id.ok().filter(|&id| id > 0).ok_or(Errno::EINVAL)?),
+        abi::P_PGID => match id.map_err(|_| Errno::EINVAL)? {
+            0 => Wanted::Group(call.process().kin().group().number()),
+            group => Wanted::Group(group),
+        },
+        abi::P_PIDFD => return unsupported!(Errno::EBADF, "waitid with P_PIDFD"),
+        _ => return Err(Errno::EINVAL),
+    };
+    if has(abi::__WCLONE) && !has(abi::__WALL) {
+        return Err(Errno::ECHILD);
+    }
+    let child = if !has(abi::WEXITED) {
+        // Nothing is ever stopped or continued here.
+        let _ = call.process().find_ended(wanted)?;
+        if !has(abi::WNOHANG) {
+            super::signal::pause(call)?;
+        }
+        None
+    } else if has(abi::WNOHANG) {
+        call.process().find_ended(wanted)?
+    } else {
+        Some(call.process().wait_for_child(wanted)?)
+    };
+    if let Some(child) = &child {
+        if !has(abi::WNOWAIT) {
+            call.process().reap(child);
+        }
+        tell_usage(call.raw(4), child)?;
+    }
+    if let Some(addr) = UserAddr::optional(call.raw(2))? {
+        addr.write(&child_info(child.as_deref()))?;
+    }
+    Ok(0)
+}
+
+/// The part of `siginfo_t` that tells of a child; all zeroes: of none.
+fn child_info(child: Option<&Process>) -> [u8; 28] {
+    let Some((child, outcome)) = child.and_then(|child| Some((child, child.outcome()?))) else {
+        return [0; 28];
+    };
+    let (code, status) = match outcome {
+        Outcome::Exited(status) => (abi::CLD_EXITED, u32::from(status)),
+        Outcome::Killed(signal) => (abi::CLD_KILLED, u32::from(signal.number())),
+    };
+    Fields::new()
+        .u32(abi::SIGCHLD)
+        .u32(0)
+        .u32(code)
+        .pad(4)
+        .u32(child.pid().number())
+        // Everybody is the superuser.
+        .u32(0)
+        .u32(status)
+        .done()
 }

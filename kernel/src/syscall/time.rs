@@ -9,7 +9,10 @@ use super::{
     unsupported,
     user::UserAddr,
 };
-use crate::drivers::clock;
+use crate::{
+    drivers::clock,
+    task::{process, sched},
+};
 
 /// Steps a second of `times` and of `AT_CLKTCK`.
 pub const USER_HZ: u64 = 100;
@@ -50,7 +53,7 @@ pub(super) fn timespec(time: Nanos) -> [u8; 16] {
 }
 
 /// `struct timeval`.
-fn timeval(time: Nanos) -> [u8; 16] {
+pub(super) fn timeval(time: Nanos) -> [u8; 16] {
     Fields::new()
         .u64(time.0 / NANOS_PER_SECOND)
         .u64(time.0 % NANOS_PER_SECOND / 1000)
@@ -66,7 +69,9 @@ fn read_clock(id: u32) -> core::result::Result<Nanos, Errno> {
         | abi::CLOCK_MONOTONIC_RAW
         | abi::CLOCK_BOOTTIME => Ok(clock::now()),
         abi::CLOCK_PROCESS_CPUTIME_ID | abi::CLOCK_THREAD_CPUTIME_ID => {
-            unsupported!(Errno::EINVAL, "clock_gettime of CPU time: it is not accounted")
+            sched::count_running_time();
+            let used = process::current().map(|process| process.usage().so_far().cpu);
+            Ok(used.unwrap_or(Nanos(0)))
         }
         _ => Err(Errno::EINVAL),
     }
@@ -137,6 +142,13 @@ fn relative_sleep(call: &Call<'_>, span: Nanos, left: u64) -> Result {
 
 /// `clock_nanosleep(clock, flags, time, left)`.
 pub(super) fn clock_nanosleep(call: &Call<'_>) -> Result {
+    match call.uint(0) {
+        abi::CLOCK_THREAD_CPUTIME_ID => return Err(Errno::EINVAL),
+        abi::CLOCK_PROCESS_CPUTIME_ID => {
+            return unsupported!(Errno::EOPNOTSUPP, "clock_nanosleep by CPU time");
+        }
+        _ => {}
+    }
     let now = read_clock(call.uint(0))?;
     let time = read_timespec(UserAddr::new(call.raw(2))?)?;
     if call.uint(1) & abi::TIMER_ABSTIME == 0 {

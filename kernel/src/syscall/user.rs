@@ -11,7 +11,10 @@ use alloc::{boxed::Box, vec::Vec};
 use linux_abi::errno::Errno;
 use mm::{USER_END, VirtAddr};
 
-use crate::arch::user_copy::{self, UserString};
+use crate::{
+    arch::user_copy::{self, UserString},
+    heap,
+};
 
 /// Longest path, its terminator included: Linux's `PATH_MAX`.
 pub const PATH_MAX: usize = 4096;
@@ -88,9 +91,9 @@ impl UserAddr {
     /// Reads a NUL-terminated path.
     ///
     /// # Errors
-    /// `EFAULT`, or `ENAMETOOLONG` past [`PATH_MAX`].
+    /// `EFAULT`, `ENOMEM`, or `ENAMETOOLONG` past [`PATH_MAX`].
     pub fn read_path(self) -> Result<Box<[u8]>, Errno> {
-        let mut bytes = alloc::vec![0; PATH_MAX];
+        let mut bytes = heap::try_zeroed(PATH_MAX)?;
         match user_copy::strncpy_from_user(&mut bytes, self.0).map_err(|_| Errno::EFAULT)? {
             UserString::Whole(len) => {
                 bytes.truncate(len);
@@ -103,12 +106,13 @@ impl UserAddr {
     /// Reads a NUL-terminated string of less than `max` bytes.
     ///
     /// # Errors
-    /// `EFAULT`, or `E2BIG`: it is longer.
+    /// `EFAULT`, `ENOMEM`, or `E2BIG`: it is longer.
     pub fn read_string(self, max: usize) -> Result<Vec<u8>, Errno> {
         const PIECE: usize = 256;
-        let mut string = Vec::new();
+        let mut string = heap::try_vec(PIECE)?;
         while string.len() < max {
             let mut piece = [0; PIECE];
+            string.try_reserve(PIECE).map_err(|_| Errno::ENOMEM)?;
             let from = self.0 + string.len() as u64;
             match user_copy::strncpy_from_user(&mut piece, from).map_err(|_| Errno::EFAULT)? {
                 UserString::Whole(len) => {
@@ -124,9 +128,9 @@ impl UserAddr {
     /// Reads a NUL-terminated string, cut after `max` bytes.
     ///
     /// # Errors
-    /// `EFAULT`.
+    /// `EFAULT`, `ENOMEM`.
     pub fn read_string_cut(self, max: usize) -> Result<Vec<u8>, Errno> {
-        let mut bytes = alloc::vec![0; max];
+        let mut bytes = heap::try_zeroed(max)?;
         if let UserString::Whole(len) =
             user_copy::strncpy_from_user(&mut bytes, self.0).map_err(|_| Errno::EFAULT)?
         {
@@ -168,6 +172,22 @@ impl UserSlice {
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.len == 0
+    }
+
+    /// Address of the first.
+    #[must_use]
+    pub const fn start(self) -> VirtAddr {
+        self.start
+    }
+
+    /// `len` bytes from `offset` on, which all lie inside.
+    #[must_use]
+    pub fn part(self, offset: usize, len: usize) -> Self {
+        debug_assert!(offset + len <= self.len);
+        Self {
+            start: self.start + offset as u64,
+            len,
+        }
     }
 
     /// The first `len` bytes, or all if there are fewer.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   started by the kernel ---- Parent::Starter     the kernel task that started it waits with `Process::wait`
-//!   forked --------------- Parent::Process(pid)    the parent finds it with `take_ended`, or has it forgotten
+//!   forked --------------- Parent::Process(pid)    the parent finds it with `find_ended`, or has it forgotten
 //!   parent ended ------------- Parent::Init        forgotten when it ends: process 1 waits for nobody in particular
 //! ```
 //! Locks: one spin lock per field, for a few instructions.
@@ -10,13 +10,13 @@
 //! Differs from Linux: a parent finds its children by looking through all processes; there are few. Groups and sessions
 //! have no records of their own.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 
 use linux_abi::errno::Errno;
 use spin::Mutex;
 
 use super::{
-    process::{self, Outcome, Pid, Process},
+    process::{self, Pid, Process},
     signal::Signal,
 };
 
@@ -134,44 +134,35 @@ impl Wanted {
 }
 
 impl Process {
-    fn children(&self) -> impl Iterator<Item = Arc<Self>> {
-        let own = self.pid();
-        process::all()
-            .into_iter()
-            .filter(move |process| process.kin().is_child_of(own))
-    }
-
-    /// Takes one of the wanted children that has ended: its number is forgotten. `None`: they still run.
+    /// Finds one of the wanted children that has ended. `None`: they still run.
     ///
     /// # Errors
     /// `ECHILD`: there is no such child.
-    pub fn take_ended(&self, wanted: Wanted) -> Result<Option<(Pid, Outcome)>, Errno> {
-        let children: Vec<_> = self
-            .children()
-            .filter(|process| wanted.matches(process))
-            .collect();
-        if children.is_empty() {
-            return Err(Errno::ECHILD);
-        }
-        let ended = children
-            .iter()
-            .find_map(|process| process.outcome().map(|outcome| (process.pid(), outcome)));
-        if let Some((pid, _)) = ended {
-            process::forget(pid);
-        }
-        Ok(ended)
+    pub fn find_ended(&self, wanted: Wanted) -> Result<Option<Arc<Self>>, Errno> {
+        let own = self.pid();
+        let mut is_there = false;
+        let mut ended = None;
+        process::for_each(&mut |process| {
+            if process.kin().is_child_of(own) && wanted.matches(process) {
+                is_there = true;
+                if ended.is_none() && process.outcome().is_some() {
+                    ended = Some(Arc::clone(process));
+                }
+            }
+        });
+        if is_there { Ok(ended) } else { Err(Errno::ECHILD) }
     }
 
-    /// As [`take_ended`](Self::take_ended), and sleeps until there is one.
+    /// As [`find_ended`](Self::find_ended), and sleeps until there is one.
     ///
     /// # Errors
     /// `ECHILD`; `EINTR`: a signal has arrived.
     ///
     /// # Context
     /// The process's own thread. May wait.
-    pub fn wait_for_child(&self, wanted: Wanted) -> Result<(Pid, Outcome), Errno> {
+    pub fn wait_for_child(&self, wanted: Wanted) -> Result<Arc<Self>, Errno> {
         loop {
-            if let Some(ended) = self.take_ended(wanted)? {
+            if let Some(ended) = self.find_ended(wanted)? {
                 return Ok(ended);
             }
             let own = self.pid();
@@ -182,19 +173,32 @@ impl Process {
             };
             if self.sleep(None, &mut still).is_err() {
                 // What has arrived may be the child's own end.
-                return self.take_ended(wanted)?.ok_or(Errno::EINTR);
+                return self.find_ended(wanted)?.ok_or(Errno::EINTR);
             }
         }
     }
 
+    /// Forgets a child that has ended, and remembers what it had used.
+    pub fn reap(&self, child: &Self) {
+        let used = child.usage().so_far().plus(*child.children_used().lock());
+        let mut children = self.children_used().lock();
+        *children = children.plus(used);
+        drop(children);
+        process::forget(child.pid());
+    }
+
     /// Tells the parent that the process has ended, and gives its own children to process 1.
     pub(super) fn report_end(&self) {
-        for child in self.children() {
-            *child.kin().parent.lock() = Parent::Init;
-            if child.outcome().is_some() {
-                process::forget(child.pid());
-            }
+        let own = self.pid();
+        let has_ended = |child: &Self| child.kin().is_child_of(own) && child.outcome().is_some();
+        while let Some(child) = process::find_such(&has_ended) {
+            process::forget(child.pid());
         }
+        process::for_each(&mut |child| {
+            if child.kin().is_child_of(own) {
+                *child.kin().parent.lock() = Parent::Init;
+            }
+        });
         let parent = *self.kin().parent.lock();
         match parent {
             Parent::Starter => {}
@@ -217,12 +221,14 @@ impl Process {
 
 /// Sends a signal to every process of a group. Returns whether there is one.
 pub fn raise_in_group(group: Pid, signal: Option<Signal>) -> bool {
-    let members: Vec<_> = process::all()
-        .into_iter()
-        .filter(|process| process.kin().group() == group)
-        .collect();
-    if let Some(signal) = signal {
-        members.iter().for_each(|process| process.raise(signal));
-    }
-    !members.is_empty()
+    let mut is_there = false;
+    process::for_each(&mut |process| {
+        if process.kin().group() == group {
+            is_there = true;
+            if let Some(signal) = signal {
+                process.raise(signal);
+            }
+        }
+    });
+    is_there
 }

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     arch::trap::{self, TrapFrame},
     platform::mm,
+    thp::{self, Dropped},
 };
 
 /// Error code bits of a page fault.
@@ -63,9 +64,11 @@ fn resolve(process: &Process, addr: VirtAddr, error_code: u64) -> Result<(), Unr
     };
     loop {
         return match mm().handle_fault(&space, fault) {
-            VmFault::Done => Ok(()),
+            VmFault::Done => {
+                process.usage().add_fault();
+                Ok(())
+            }
             VmFault::Retry => continue,
-            // Nothing can be reclaimed yet, so a second try would end as the first.
             VmFault::NeedMemory(_) => Err(Unresolved::NoMemory),
             VmFault::SigSegv(SegvReason::NotMapped) => Err(Unresolved::Segv("nothing is mapped there")),
             VmFault::SigSegv(SegvReason::Access) => Err(Unresolved::Segv("the mapping does not allow it")),
@@ -74,12 +77,29 @@ fn resolve(process: &Process, addr: VirtAddr, error_code: u64) -> Result<(), Unr
     }
 }
 
+/// As [`resolve`], and when memory is missing gives back what is kept for later and tries again, as long as there is
+/// something.
+fn resolve_with_reclaim(process: &Process, addr: VirtAddr, error_code: u64) -> Result<(), Unresolved> {
+    loop {
+        let outcome = resolve(process, addr, error_code);
+        if outcome != Err(Unresolved::NoMemory) {
+            return outcome;
+        }
+        let Dropped {
+            split, zero_pages, ..
+        } = thp::drop_reclaimable();
+        if split == 0 && zero_pages == 0 {
+            return outcome;
+        }
+    }
+}
+
 /// Handles a page fault of a user copy. Returns whether the copy can go on; if not it fails with EFAULT.
 ///
 /// # Context
 /// A task that holds no lock of `mm`. May wait.
 pub fn user_copy_fault(addr: VirtAddr, error_code: u64) -> bool {
-    current_process().is_some_and(|process| resolve(&process, addr, error_code).is_ok())
+    current_process().is_some_and(|process| resolve_with_reclaim(&process, addr, error_code).is_ok())
 }
 
 /// Handles an exception of the running program: resolves a page fault, or ends the program.
@@ -117,7 +137,11 @@ fn user_page_fault(frame: &TrapFrame, address: u64) {
         .filter(|addr| addr.as_u64() < mm::USER_END)
     {
         Some(addr) => match current_process() {
-            Some(process) => resolve(&process, addr, frame.error_code()),
+            Some(process) => match resolve_with_reclaim(&process, addr, frame.error_code()) {
+                // As on Linux, a fault of ring 3 outlives one allocation that was made to fail.
+                Err(Unresolved::NoMemory) => resolve(&process, addr, frame.error_code()),
+                outcome => outcome,
+            },
             None => Err(Unresolved::Segv("no program runs here")),
         },
         None => Err(Unresolved::Segv("not an address of a program")),

@@ -15,6 +15,8 @@
 //! | [`fault`] | what a program's exceptions come to |
 //! | [`process`], [`space`] | what threads of one program share; its memory |
 //! | [`family`] | parents and children: who waits for whom, groups and sessions |
+//! | [`fail_nth`] | allocations that fail on purpose |
+//! | [`usage`] | what a process has used |
 //! | [`signal`] | what a program wants done about signals, and what has arrived |
 //!
 //! One lock, [`sched`]'s, orders every change of a thread's state; it is held across the switch and passes from the
@@ -22,6 +24,7 @@
 //! they wait, where they end, and on the way back to ring 3 when their slice is over; the kernel itself is never
 //! preempted.
 
+pub mod fail_nth;
 pub mod family;
 pub mod fault;
 pub mod process;
@@ -29,4 +32,5 @@ pub mod sched;
 pub mod signal;
 pub mod space;
 pub mod thread;
+pub mod usage;
 pub mod wait;

@@ -24,16 +24,19 @@ use mm::Nanos;
 use spin::Mutex;
 
 use super::{
+    fail_nth::FailNth,
     family::Kin,
     sched,
     signal::{Delivery, Signal, Signals},
     space::Space,
     thread,
+    usage::{Usage, Used},
     wait::WaitQueue,
 };
 use crate::{
     arch::{kstack::StackError, trap::TrapFrame},
     exec::{self, ExecError, Program},
+    heap::{self, NoMemory},
     log,
     vfs::{
         self,
@@ -172,7 +175,7 @@ pub struct Process {
     /// Path of the program.
     exe: Mutex<Box<[u8]>>,
     /// Arguments, each ended by NUL.
-    cmdline: Mutex<Box<[u8]>>,
+    cmdline: Mutex<Arc<Box<[u8]>>>,
     comm: Mutex<Vec<u8>>,
     space: Mutex<Option<Space>>,
     files: Mutex<FdTable>,
@@ -182,6 +185,10 @@ pub struct Process {
     limits: Mutex<[Limit; NR_LIMITS]>,
     /// Address of the list of robust futexes, as the program gave it.
     robust_list: Mutex<u64>,
+    fail_nth: FailNth,
+    usage: Usage,
+    /// What its children had used that it has waited for, theirs included.
+    children: Mutex<Used>,
     /// How it is going to end, once that is decided.
     ending: Mutex<Option<Outcome>>,
     /// How it ended. Set when nothing is left of it but this.
@@ -230,6 +237,12 @@ impl From<ForkError> for Errno {
     }
 }
 
+impl From<NoMemory> for ForkError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
 impl From<StackError> for ForkError {
     fn from(error: StackError) -> Self {
         match error {
@@ -266,6 +279,9 @@ impl Process {
             signals: Mutex::new(Signals::new()),
             limits: Mutex::new(default_limits()),
             robust_list: Mutex::new(0),
+            fail_nth: FailNth::default(),
+            usage: Usage::default(),
+            children: Mutex::default(),
             ending: Mutex::new(None),
             outcome: Mutex::new(None),
             ended: WaitQueue::new(),
@@ -279,6 +295,8 @@ impl Process {
 
     /// A child that has everything that this process has, but for what has arrived of signals.
     fn child(&self, memory: Memory) -> Result<Self, ForkError> {
+        heap::reserve(size_of::<Self>() + self.exe.lock().len())?;
+        let files = self.files.lock().try_clone().map_err(|_| ForkError::NoMemory)?;
         let space = self.space().ok_or(ForkError::NoMemory)?;
         let space = match memory {
             Memory::Copied => space.fork().map_err(|_| ForkError::NoMemory)?,
@@ -291,12 +309,15 @@ impl Process {
             cmdline: Mutex::new(self.cmdline()),
             comm: Mutex::new(self.comm()),
             space: Mutex::new(Some(space)),
-            files: Mutex::new(self.files.lock().clone()),
+            files: Mutex::new(files),
             working_directory: Mutex::new(self.working_directory()),
             umask: AtomicU32::new(self.umask.load(Ordering::Acquire)),
             signals: Mutex::new(self.signals.lock().of_child()),
             limits: Mutex::new(*self.limits.lock()),
             robust_list: Mutex::new(0),
+            fail_nth: FailNth::default(),
+            usage: Usage::default(),
+            children: Mutex::default(),
             ending: Mutex::new(None),
             outcome: Mutex::new(None),
             ended: WaitQueue::new(),
@@ -320,8 +341,8 @@ impl Process {
 
     /// Arguments, each ended by NUL.
     #[must_use]
-    pub fn cmdline(&self) -> Box<[u8]> {
-        self.cmdline.lock().clone()
+    pub fn cmdline(&self) -> Arc<Box<[u8]>> {
+        Arc::clone(&self.cmdline.lock())
     }
 
     /// Its parent, its group, its session.
@@ -391,6 +412,24 @@ impl Process {
     #[must_use]
     pub fn robust_list(&self) -> &Mutex<u64> {
         &self.robust_list
+    }
+
+    /// Which of its allocations is to fail.
+    #[must_use]
+    pub fn fail_nth(&self) -> &FailNth {
+        &self.fail_nth
+    }
+
+    /// What it has used.
+    #[must_use]
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// What its children had used that it has waited for, and theirs.
+    #[must_use]
+    pub fn children_used(&self) -> &Mutex<Used> {
+        &self.children
     }
 
     /// How it ended, if it has.
@@ -648,10 +687,28 @@ pub fn find(pid: Pid) -> Option<Arc<Process>> {
     PROCESSES.lock().get(&pid).cloned()
 }
 
+/// How many processes there are.
+#[must_use]
+pub fn nr() -> usize {
+    PROCESSES.lock().len()
+}
+
+/// Shows `visit` every process, by number. `visit` may look at its fields and send it a signal, but look at no other
+/// process.
+pub fn for_each(visit: &mut dyn FnMut(&Arc<Process>)) {
+    PROCESSES.lock().values().for_each(visit);
+}
+
 /// All processes, by number.
 #[must_use]
 pub fn all() -> Vec<Arc<Process>> {
     PROCESSES.lock().values().cloned().collect()
+}
+
+/// Finds a process that is as `wanted` says. `wanted` may look at its fields, but at no other process.
+#[must_use]
+pub fn find_such(wanted: &dyn Fn(&Process) -> bool) -> Option<Arc<Process>> {
+    PROCESSES.lock().values().find(|process| wanted(process)).cloned()
 }
 
 /// Whether a process is as `wanted` says. `wanted` may look at its fields, but at no other process.

@@ -22,6 +22,7 @@ use super::{
     process::Process,
     space::Space,
     thread::{self, State, Thread},
+    usage::Switch,
 };
 use crate::{
     arch::{
@@ -93,6 +94,8 @@ pub(super) struct Scheduler {
     next_deadline: Option<Nanos>,
     /// When the running thread's turn ends.
     slice_end: Nanos,
+    /// Up to when the running thread's time was counted.
+    counted_to: Nanos,
     /// The address space in use, kept alive by this.
     active: Option<Space>,
     /// The thread that the last switch left, until the next thread has dropped it.
@@ -106,6 +109,7 @@ static SCHEDULER: Mutex<Scheduler> = Mutex::new(Scheduler {
     waiting: [const { Queue::new() }; BUCKETS],
     next_deadline: None,
     slice_end: Nanos(0),
+    counted_to: Nanos(0),
     active: None,
     left: None,
     left_space: None,
@@ -187,6 +191,12 @@ impl Scheduler {
             }
         }
         self.next_deadline = self.earliest_deadline();
+    }
+
+    /// Counts the time up to `now` as used by `running`.
+    fn count_time(&mut self, running: &Thread, now: Nanos) {
+        let since = core::mem::replace(&mut self.counted_to, now);
+        running.with_process(|process| process.usage().add_time(now.0.saturating_sub(since.0)));
     }
 
     fn earliest_deadline(&self) -> Option<Nanos> {
@@ -272,7 +282,15 @@ fn switch_to(mut scheduler: Locked, me: &Thread, next: Arc<Thread>) {
     next.scheduled.state.set(State::Running);
     next.scheduled.on_cpu.set(true);
     me.scheduled.on_cpu.set(false);
-    scheduler.slice_end = Nanos(clock::now().0 + SLICE_NANOS);
+    let now = clock::now();
+    scheduler.count_time(me, now);
+    let switch = if me.scheduled.state.get() == State::Runnable {
+        Switch::Involuntary
+    } else {
+        Switch::Voluntary
+    };
+    me.with_process(|process| process.usage().add_switch(switch));
+    scheduler.slice_end = Nanos(now.0 + SLICE_NANOS);
     scheduler.set_timer(&next);
     // SAFETY: `me` runs here and the lock is held.
     unsafe { me.save_user_registers() };
@@ -325,6 +343,11 @@ impl Scheduler {
             self.left_space = Some(old);
         }
     }
+}
+
+/// Brings the running thread's processor time up to now.
+pub fn count_running_time() {
+    SCHEDULER.lock().count_time(&thread::current(), clock::now());
 }
 
 /// Makes this CPU use no program's address space.

@@ -13,14 +13,17 @@ use mm::{Nanos, VirtAddr, WaitKey};
 use spin::Mutex;
 
 use super::{process::Process, sched, wait};
-use crate::arch::{
-    context,
-    fpu::FpuState,
-    interrupts_on,
-    kstack::{KernelStack, StackError},
-    msr::Msr,
-    percpu,
-    trap::{self, TrapFrame},
+use crate::{
+    arch::{
+        context,
+        fpu::FpuState,
+        interrupts_on,
+        kstack::{KernelStack, StackError},
+        msr::Msr,
+        percpu,
+        trap::{self, TrapFrame},
+    },
+    heap,
 };
 
 /// What a thread does in ring 0 first; it returns the registers to enter ring 3 with, or `None` to end.
@@ -174,6 +177,11 @@ impl Thread {
         self.process.lock().clone()
     }
 
+    /// Runs `f` on the program it runs for, if it does for one. `f` must not wait or take the scheduler's lock.
+    pub(super) fn with_process<R>(&self, f: impl FnOnce(&Process) -> R) -> Option<R> {
+        self.process.lock().as_deref().map(f)
+    }
+
     /// Whether it runs for `process`.
     pub(super) fn works_for(&self, process: &Process) -> bool {
         let own = self.process.lock();
@@ -325,10 +333,18 @@ pub fn current() -> Current {
 /// Returns the program that the running thread works for; `None` in a kernel thread and before there are threads.
 #[must_use]
 pub fn current_process() -> Option<Arc<Process>> {
-    if !percpu::is_ready() || percpu::this().current().is_null() {
-        return None;
-    }
-    current().process()
+    with_running(Thread::process).flatten()
+}
+
+/// Runs `f` on the program that the running thread works for, if it works for one. `f` must not wait.
+pub fn with_current_process<R>(f: impl FnOnce(&Process) -> R) -> Option<R> {
+    with_running(|thread| thread.with_process(f)).flatten()
+}
+
+/// Runs `f` on the running thread; `None` before there are threads.
+fn with_running<R>(f: impl FnOnce(&Thread) -> R) -> Option<R> {
+    let is_up = percpu::is_ready() && !percpu::this().current().is_null();
+    is_up.then(|| f(&current()))
 }
 
 /// Starts a kernel thread.
@@ -381,6 +397,7 @@ fn spawn(
     registers: UserRegisters,
     body: Body,
 ) -> Result<Arc<Thread>, StackError> {
+    heap::reserve(size_of::<Thread>()).map_err(|_| StackError::NoMemory)?;
     let stack = KernelStack::new()?;
     let thread = Arc::new(Thread::new(name, stack, process, registers, Some(body)));
     // SAFETY: the stack is new, mapped, and nobody's.
@@ -406,6 +423,7 @@ extern "C" fn start() -> ! {
 /// Ends the running thread. What its stack owns is not dropped: callers on the way here own nothing.
 pub fn exit() -> ! {
     let me = current();
+    sched::count_running_time();
     let process = me.process.lock().take();
     if let Some(process) = process {
         sched::leave_address_space();

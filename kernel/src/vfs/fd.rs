@@ -5,6 +5,7 @@ use alloc::{sync::Arc, vec::Vec};
 use linux_abi::errno::Errno;
 
 use super::file::File;
+use crate::heap;
 
 /// Descriptors a process may have unless it asks for more: Linux's default for `RLIMIT_NOFILE`.
 pub const NOFILE: usize = 1024;
@@ -27,7 +28,7 @@ struct Slot {
 }
 
 /// Descriptors, by number.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct FdTable {
     slots: Vec<Option<Slot>>,
 }
@@ -43,6 +44,16 @@ impl FdTable {
             })
         });
         Self { slots: slots.into() }
+    }
+
+    /// Makes a table with the same files.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn try_clone(&self) -> Result<Self, Errno> {
+        let mut slots = heap::try_vec(self.slots.len())?;
+        slots.extend(self.slots.iter().cloned());
+        Ok(Self { slots })
     }
 
     fn slot(&self, fd: usize) -> Result<&Slot, Errno> {
@@ -82,7 +93,7 @@ impl FdTable {
     /// Gives `file` the lowest free descriptor that is at least `from` and below `limit`.
     ///
     /// # Errors
-    /// `EMFILE`: there is none.
+    /// `EMFILE`: there is none. `ENOMEM`.
     pub fn open(
         &mut self,
         file: Arc<File>,
@@ -100,15 +111,26 @@ impl FdTable {
     /// Makes `fd` stand for `file`; what it stood for is closed.
     ///
     /// # Errors
-    /// `EMFILE`: `fd` is not below `limit`.
+    /// `EMFILE`: `fd` is not below `limit`. `ENOMEM`.
     pub fn put(&mut self, fd: usize, file: Arc<File>, on_exec: OnExec, limit: usize) -> Result<(), Errno> {
         if fd >= limit.min(NOFILE_MAX) {
             return Err(Errno::EMFILE);
         }
         if fd >= self.slots.len() {
-            self.slots.resize(fd + 1, None);
+            self.grow(fd + 1)?;
         }
         self.slots[fd] = Some(Slot { file, on_exec });
+        Ok(())
+    }
+
+    /// Makes room for descriptors below `len`.
+    fn grow(&mut self, len: usize) -> Result<(), Errno> {
+        if len > self.slots.capacity() {
+            let mut slots = heap::try_vec(len.next_power_of_two())?;
+            slots.append(&mut self.slots);
+            self.slots = slots;
+        }
+        self.slots.resize(len, None);
         Ok(())
     }
 

@@ -14,13 +14,13 @@ use super::{
     dev::Device,
     knob::Knob,
     pipe,
-    proc::{self, Content, TextFile, WordFile},
+    proc::{self, Content, ControlFile, TextFile, WordFile},
     root,
     tree::{Kind, LastLink, NodeId, Place, Viewer},
     tty::{self, Stream, Wait},
 };
 use crate::{
-    random,
+    heap, random,
     task::{process::Pid, wait::WaitQueue},
 };
 
@@ -47,6 +47,11 @@ enum Object {
     Words {
         place: Place,
         file: WordFile,
+    },
+    Control {
+        place: Place,
+        file: ControlFile,
+        text: Mutex<Option<Box<[u8]>>>,
     },
     Knob {
         node: NodeId,
@@ -146,8 +151,9 @@ const CREATING: u32 = abi::O_CREAT | abi::O_TRUNC;
 ///
 /// # Errors
 /// Linux's: those of the walk; `EROFS` for anything that would write into the root; `EISDIR`, `ENOTDIR`, `EEXIST`,
-/// `ELOOP`, `ENXIO`.
+/// `ELOOP`, `ENXIO`, `ENOMEM`.
 pub fn open(start: Place, path: &[u8], flags: u32, viewer: &dyn Viewer) -> Result<File, Errno> {
+    heap::reserve(size_of::<File>())?;
     let last = if flags & abi::O_NOFOLLOW != 0 {
         LastLink::Keep
     } else {
@@ -209,6 +215,11 @@ fn open_proc(place: Place, file: proc::ProcFile) -> Result<Object, Errno> {
             text: Mutex::new(None),
         },
         Content::Words(file) => Object::Words { place, file },
+        Content::Control(file) => Object::Control {
+            place,
+            file,
+            text: Mutex::new(None),
+        },
     })
 }
 
@@ -290,14 +301,34 @@ impl File {
     }
 
     /// The two ends of a new pipe: the one to read from, the one to write to. `flags` are those that stay with a file.
-    #[must_use]
-    pub fn pipe(flags: u32) -> (Self, Self) {
-        let (reader, writer) = pipe::new();
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn pipe(flags: u32) -> Result<(Self, Self), Errno> {
+        let (reader, writer) = pipe::new()?;
         let others = flags & STATUS_FLAGS;
-        (
+        Ok((
             Self::new(Object::PipeReader(reader), abi::O_RDONLY | others),
             Self::new(Object::PipeWriter(writer), abi::O_WRONLY | others),
-        )
+        ))
+    }
+
+    /// The end of a pipe that it is, if one writes to it.
+    #[must_use]
+    pub fn pipe_writer(&self) -> Option<&pipe::Writer> {
+        match &self.object {
+            Object::PipeWriter(writer) => Some(writer),
+            _ => None,
+        }
+    }
+
+    /// The end of a pipe that it is, if one reads from it.
+    #[must_use]
+    pub fn pipe_reader(&self) -> Option<&pipe::Reader> {
+        match &self.object {
+            Object::PipeReader(reader) => Some(reader),
+            _ => None,
+        }
     }
 
     /// The flags, as `fcntl(F_GETFL)` tells them.
@@ -416,11 +447,14 @@ impl File {
             Object::Text { place, file, text } => {
                 read_text(text, offset, buffer, || file.text(place.process))
             }
+            Object::Control { place, file, text } => {
+                read_text(text, offset, buffer, || file.show(place.process))
+            }
             Object::Knob { knob, text, .. } => read_text(text, offset, buffer, || knob.show()),
         }
     }
 
-    /// Writes (only streams, pipes, devices and knobs take any bytes). Returns how many.
+    /// Writes (only streams, pipes, devices, knobs and controls take any bytes). Returns how many.
     ///
     /// # Errors
     /// Linux's: `ENOSPC` of `/dev/full`, `EIO` of files in `/proc`; `EPIPE`, `EAGAIN`, `EINTR` of pipes; those of
@@ -434,6 +468,7 @@ impl File {
             } => return Err(Errno::ENOSPC),
             Object::Device { .. } => {}
             Object::Knob { knob, .. } => return knob.store(bytes),
+            Object::Control { place, file, .. } => return file.store(place.process, bytes),
             Object::Text { .. } | Object::Words { .. } => return Err(Errno::EIO),
             // None of them can be opened for writing.
             Object::Regular { .. } | Object::Directory(_) | Object::PipeReader(_) => {
@@ -532,9 +567,10 @@ impl File {
             Object::Regular { node, .. } | Object::Device { node, .. } | Object::Knob { node, .. } => {
                 stat(Place::of(*node))
             }
-            Object::Directory(place) | Object::Text { place, .. } | Object::Words { place, .. } => {
-                stat(*place)
-            }
+            Object::Directory(place)
+            | Object::Text { place, .. }
+            | Object::Words { place, .. }
+            | Object::Control { place, .. } => stat(*place),
             Object::PipeReader(reader) => pipe_stat(reader.ino()),
             Object::PipeWriter(writer) => pipe_stat(writer.ino()),
             Object::Stream(stream) if stream.is_terminal() => Stat {
@@ -560,13 +596,15 @@ impl File {
     /// The entries of a directory from its position on. The caller moves the position by as many as it used.
     ///
     /// # Errors
-    /// `ENOTDIR`.
+    /// `ENOTDIR`, `ENOMEM`.
     pub fn entries(&self) -> Result<Vec<DirectoryEntry>, Errno> {
         let Object::Directory(place) = self.object else {
             return Err(Errno::ENOTDIR);
         };
         let from = usize::try_from(self.position()).unwrap_or(usize::MAX);
-        Ok(list(place).into_iter().skip(from).collect())
+        let mut all = list(place)?;
+        all.drain(..from.min(all.len()));
+        Ok(all)
     }
 }
 
@@ -579,8 +617,20 @@ fn pipe_stat(ino: u64) -> Stat {
     }
 }
 
-fn list(place: Place) -> Vec<DirectoryEntry> {
+fn list(place: Place) -> Result<Vec<DirectoryEntry>, Errno> {
     let tree = root();
+    let in_tree = match tree.node(place.node).kind() {
+        Kind::Directory(entries) => entries.len(),
+        _ => 0,
+    };
+    let processes = if tree.is_proc_root(place.node) {
+        crate::task::process::nr()
+    } else {
+        0
+    };
+    // `.`, `..`, and the one thread of a process.
+    let most = in_tree + processes + 3;
+    heap::reserve(most * NAME_ESTIMATE)?;
     let entry = |name: &[u8], at: Place| {
         let stat = stat(at);
         DirectoryEntry {
@@ -589,7 +639,8 @@ fn list(place: Place) -> Vec<DirectoryEntry> {
             name: name.into(),
         }
     };
-    let mut all = alloc::vec![entry(b".", place), entry(b"..", tree.parent(place))];
+    let mut all = heap::try_vec(most)?;
+    all.extend([entry(b".", place), entry(b"..", tree.parent(place))]);
     if let Kind::Directory(entries) = tree.node(place.node).kind() {
         all.extend(entries.iter().map(|(name, &node)| {
             entry(
@@ -601,22 +652,32 @@ fn list(place: Place) -> Vec<DirectoryEntry> {
             )
         }));
     }
+    if let (Some(node), Some(pid)) = (tree.thread_in(place), place.process) {
+        let at = Place {
+            node,
+            process: Some(pid),
+        };
+        all.push(entry(alloc::format!("{pid}").as_bytes(), at));
+    }
     if let Some(node) = tree.proc_process()
         && tree.is_proc_root(place.node)
     {
-        all.extend(crate::task::process::all().iter().map(|process| {
+        crate::task::process::for_each(&mut |process| {
             let pid: Pid = process.pid();
-            entry(
+            all.push(entry(
                 alloc::format!("{pid}").as_bytes(),
                 Place {
                     node,
                     process: Some(pid),
                 },
-            )
-        }));
+            ));
+        });
     }
-    all
+    Ok(all)
 }
+
+/// Bytes that a name in a directory takes, as a rule.
+const NAME_ESTIMATE: usize = 64;
 
 fn kind_byte(mode: u32) -> u8 {
     u8::try_from((mode & abi::S_IFMT) >> 12).unwrap_or(0)

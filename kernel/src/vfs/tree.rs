@@ -199,6 +199,8 @@ pub struct Tree {
     proc_root: Option<NodeId>,
     /// What `/proc/PID` shows, once it is there; no name leads to it.
     proc_process: Option<NodeId>,
+    /// What `/proc/PID/task/TID` shows, once it is there; no name leads to it.
+    proc_thread: Option<NodeId>,
 }
 
 impl Tree {
@@ -215,6 +217,7 @@ impl Tree {
             nodes: alloc::vec![root],
             proc_root: None,
             proc_process: None,
+            proc_thread: None,
         }
     }
 
@@ -309,16 +312,20 @@ impl Tree {
         }
     }
 
-    /// Takes `/proc`, and the directory that is to be each `/proc/PID`; the latter loses its name.
-    pub fn set_proc(&mut self, proc_root: NodeId, process: NodeId) {
-        let parent = self.node(process).parent;
-        if let Some(entries) = self.entries_mut(parent) {
-            entries.retain(|_, child| *child != process);
+    /// Takes `/proc`, the directory that is to be each `/proc/PID`, and the one that is to be each `/proc/PID/task/TID`;
+    /// the latter two lose their names.
+    pub fn set_proc(&mut self, proc_root: NodeId, process: NodeId, thread: NodeId) {
+        for hidden in [process, thread] {
+            let parent = self.node(hidden).parent;
+            if let Some(entries) = self.entries_mut(parent) {
+                entries.retain(|_, child| *child != hidden);
+            }
+            self.nodes[parent.index()].nlink -= 1;
         }
         self.nodes[process.index()].parent = proc_root;
-        self.nodes[parent.index()].nlink -= 1;
         self.proc_root = Some(proc_root);
         self.proc_process = Some(process);
+        self.proc_thread = Some(thread);
     }
 
     /// Splits `path` into the directory it is in, made if need be, and its last component.
@@ -375,6 +382,13 @@ impl Tree {
         self.proc_process
     }
 
+    /// The directory that shows the one thread of the process, if `place` is a `/proc/PID/task`.
+    #[must_use]
+    pub fn thread_in(&self, place: Place) -> Option<NodeId> {
+        self.proc_thread
+            .filter(|&thread| self.node(thread).parent == place.node)
+    }
+
     /// Returns the directory that `place` is in; the root is in itself.
     #[must_use]
     pub fn parent(&self, place: Place) -> Place {
@@ -407,7 +421,7 @@ impl Tree {
     }
 
     fn name_in(&self, parent: Place, child: Place) -> Box<[u8]> {
-        if self.proc_process == Some(child.node)
+        if (self.proc_process == Some(child.node) || self.proc_thread == Some(child.node))
             && let Some(pid) = child.process
         {
             return alloc::format!("{pid}").into_bytes().into();
@@ -489,6 +503,14 @@ impl Tree {
         if let Some(&child) = entries.get(name) {
             return Ok(Place {
                 node: child,
+                process: here.process,
+            });
+        }
+        if let Some(thread) = self.thread_in(here)
+            && Pid::parse(name) == here.process
+        {
+            return Ok(Place {
+                node: thread,
                 process: here.process,
             });
         }

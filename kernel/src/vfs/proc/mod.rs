@@ -11,8 +11,12 @@
 //! | `PID/maps`, `PID/cmdline`, `PID/comm` | [`process`]: text |
 //! | `PID/smaps`, `PID/smaps_rollup` | [`smaps`]: text |
 //! | `PID/status`, `PID/statm` | [`status`]: text |
+//! | `PID/fail-nth` | [`control`]: what can be written |
 //! | `self`, `PID/exe` | links |
+//!
+//! `PID/task` holds one directory, of the process's one thread.
 
+pub mod control;
 pub mod process;
 pub mod smaps;
 pub mod status;
@@ -23,9 +27,9 @@ use alloc::{boxed::Box, collections::BTreeMap};
 
 use linux_abi::{errno::Errno, raw::general as abi};
 
-pub use self::words::WordFile;
+pub use self::{control::ControlFile, words::WordFile};
 use super::tree::{AddError, Attributes, Kind, Tree};
-use crate::task::process::Pid;
+use crate::{heap, task::process::Pid};
 
 /// A file of text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,8 +62,9 @@ impl TextFile {
     /// Makes the text as of now.
     ///
     /// # Errors
-    /// `ESRCH`: the process is gone.
+    /// `ESRCH`: the process is gone. `ENOMEM`.
     pub fn text(self, process: Option<Pid>) -> Result<Box<[u8]>, Errno> {
+        self.make_room(process)?;
         let of_process =
             |make: fn(Pid) -> Result<Box<[u8]>, Errno>| process.ok_or(Errno::ESRCH).and_then(make);
         match self {
@@ -78,6 +83,27 @@ impl TextFile {
     }
 }
 
+impl TextFile {
+    /// Makes sure that the text can be put together without asking again.
+    fn make_room(self, process: Option<Pid>) -> Result<(), Errno> {
+        let bytes_per_area = match self {
+            Self::Maps => 128,
+            Self::Smaps => 1024,
+            _ => return Ok(heap::reserve(MOST_TEXTS)?),
+        };
+        let space = process.and_then(|pid| process::find(pid).ok()?.space());
+        let areas = space.map_or(0, |space| space.nr_areas());
+        // A text that grows is moved to twice the room while the old one is still there. The room is given back at once:
+        // it is for the text, and nobody waits before that is made.
+        let room = heap::try_vec::<u8>(3 * bytes_per_area * mm::addr::to_usize(areas.into()) + MOST_TEXTS)?;
+        drop(room);
+        Ok(())
+    }
+}
+
+/// Bytes that most texts stay below.
+const MOST_TEXTS: usize = 16 << 10;
+
 /// What a computed file holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Content {
@@ -85,6 +111,8 @@ pub enum Content {
     Text(TextFile),
     /// One word per page.
     Words(WordFile),
+    /// What can be written.
+    Control(ControlFile),
 }
 
 /// A computed file.
@@ -107,6 +135,10 @@ const fn words(file: WordFile) -> Kind {
     Kind::Proc(ProcFile(Content::Words(file)))
 }
 
+const fn control(file: ControlFile) -> Kind {
+    Kind::Proc(ProcFile(Content::Control(file)))
+}
+
 /// Adds `/proc`.
 ///
 /// # Errors
@@ -116,6 +148,8 @@ pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
     let directory_mode = Attributes::root(abi::S_IFDIR | 0o555);
     let proc_root = tree.add(b"proc", directory(), directory_mode)?;
     let process = tree.add(b"proc/PID", directory(), directory_mode)?;
+    tree.add(b"proc/PID/task", directory(), directory_mode)?;
+    let thread = tree.add(b"proc/PID/task/TID", directory(), directory_mode)?;
     let files = [
         ("proc/meminfo", text(TextFile::Meminfo), 0o444),
         ("proc/vmstat", text(TextFile::Vmstat), 0o444),
@@ -131,6 +165,8 @@ pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
         ("proc/PID/cmdline", text(TextFile::Cmdline), 0o444),
         ("proc/PID/comm", text(TextFile::Comm), 0o444),
         ("proc/PID/pagemap", words(WordFile::Pagemap), 0o400),
+        ("proc/PID/fail-nth", control(ControlFile::FailNth), 0o644),
+        ("proc/PID/task/TID/fail-nth", control(ControlFile::FailNth), 0o644),
     ];
     for (path, kind, mode) in files {
         tree.add(path.as_bytes(), kind, Attributes::root(abi::S_IFREG | mode))?;
@@ -145,6 +181,6 @@ pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
         Kind::ProcExe,
         Attributes::root(abi::S_IFLNK | 0o777),
     )?;
-    tree.set_proc(proc_root, process);
+    tree.set_proc(proc_root, process, thread);
     Ok(())
 }

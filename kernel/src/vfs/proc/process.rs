@@ -11,6 +11,7 @@ use mm::{VirtAddr, VmaFlags, VmaInfo};
 
 use super::system::text;
 use crate::{
+    heap,
     platform::mm,
     task::process::{self, Pid, Process},
 };
@@ -77,7 +78,10 @@ pub(super) fn pad_to_name(out: &mut String, line_start: usize) -> core::fmt::Res
 
 /// `/proc/PID/cmdline`: the arguments as given at exec, each ended by NUL.
 pub(super) fn cmdline(pid: Pid) -> Result<Box<[u8]>, Errno> {
-    find(pid).map(|process| process.cmdline())
+    let cmdline = find(pid)?.cmdline();
+    let mut copy = heap::try_vec(cmdline.len())?;
+    copy.extend_from_slice(&cmdline);
+    Ok(copy.into())
 }
 
 /// `/proc/PID/comm`: the program's name, cut to 15 bytes.
