@@ -96,5 +96,10 @@ pub(crate) fn lonely_machine(image: &Path) -> Result<Machine, String> {
 
 /// Runs `machine` to its end, or for [`LIMIT`].
 pub(crate) fn run(machine: &Machine, input: &[u8]) -> Result<Captured, Failed> {
-    Captured::run(machine, input, LIMIT).map_err(|error| Failed::from(error.to_string()))
+    run_within(machine, input, LIMIT)
+}
+
+/// Runs `machine` to its end, or for `limit`.
+pub(crate) fn run_within(machine: &Machine, input: &[u8], limit: Duration) -> Result<Captured, Failed> {
+    Captured::run(machine, input, limit).map_err(|error| Failed::from(error.to_string()))
 }

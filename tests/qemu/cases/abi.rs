@@ -1,6 +1,8 @@
 //! The system call interface, seen from ring 3: cases of `abi-check`, run by the monitor. After each the whole memory is
 //! checked, and all of it must be back.
 
+use std::time::Duration;
+
 use boot::{capture::Captured, initrd::Root};
 use libtest_mimic::Failed;
 
@@ -26,6 +28,7 @@ pub(super) fn cases() -> Vec<Case> {
             kept("tasks").map(drop)
         }),
         Case::new("abi::pipes_wait_and_tell_who_is_gone", || kept("pipes").map(drop)),
+        Case::new("abi::pages_in_pipes_are_pinned", || kept("splice").map(drop)),
         Case::new("abi::wild_system_calls_hurt_nobody", wild_calls),
         Case::new("abi::vector_registers_survive_other_programs", vector_registers),
         Case::new("abi::bad_ends_have_their_status", bad_ends),
@@ -36,8 +39,13 @@ pub(super) fn cases() -> Vec<Case> {
 
 /// Gives the monitor these lines, then checks the memory.
 pub(super) fn session(lines: &[String]) -> Result<Captured, Failed> {
+    session_within(lines, bench::LIMIT)
+}
+
+/// As [`session`], for up to `limit`.
+pub(super) fn session_within(lines: &[String], limit: Duration) -> Result<Captured, Failed> {
     let input = format!("{}\ncheck\npoweroff {LAST}\n", lines.join("\n"));
-    let captured = bench::run(&bench::machine()?, input.as_bytes())?;
+    let captured = bench::run_within(&bench::machine()?, input.as_bytes(), limit)?;
     ended(&captured, LAST)?;
     ensure(captured.text().contains("all of memory is in order"), || {
         format!("the memory is not in order:\n{}", captured.text())
@@ -46,7 +54,7 @@ pub(super) fn session(lines: &[String]) -> Result<Captured, Failed> {
 }
 
 /// Expects that every promise was kept, and that there were some.
-fn all_kept(captured: &Captured) -> Result<(), Failed> {
+pub(super) fn all_kept(captured: &Captured) -> Result<(), Failed> {
     let text = captured.text();
     let is_right = text.contains("\nok ") && !text.contains("BROKEN") && !text.contains("ended with status");
     ensure(is_right, || {

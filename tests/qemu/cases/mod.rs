@@ -3,6 +3,7 @@
 mod abi;
 mod command_line;
 mod console;
+mod injected;
 mod machines;
 mod numbers;
 mod programs;
@@ -91,6 +92,7 @@ pub(crate) fn all() -> Vec<Case> {
         command_line::cases(),
         programs::cases(),
         abi::cases(),
+        injected::cases(),
         machines::cases(),
         console::cases(),
         numbers::cases(),

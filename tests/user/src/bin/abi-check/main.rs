@@ -11,6 +11,7 @@ mod fuzz;
 mod memory;
 mod pipes;
 mod signals;
+mod splice;
 mod tasks;
 mod views;
 
@@ -68,6 +69,11 @@ const CASES: &[Case] = &[
         name: "signals",
         does: "dispositions, masks, alternate stack",
         run: signals::check,
+    },
+    Case {
+        name: "splice",
+        does: "pages in pipes, and the huge pages that they pin",
+        run: splice::check,
     },
     Case {
         name: "views",

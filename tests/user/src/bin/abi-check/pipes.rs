@@ -11,10 +11,20 @@ use crate::{
 const CAPACITY: usize = 65536;
 
 /// Both ends; closed when dropped.
-struct Pipe([i32; 2]);
+pub(crate) struct Pipe([i32; 2]);
 
 impl Pipe {
-    fn new(flags: i32) -> Result<Self, i32> {
+    /// The end that is read from.
+    pub(crate) fn reader(&self) -> i32 {
+        self.0[0]
+    }
+
+    /// The end that is written to.
+    pub(crate) fn writer(&self) -> i32 {
+        self.0[1]
+    }
+
+    pub(crate) fn new(flags: i32) -> Result<Self, i32> {
         let mut ends = [0_i32; 2];
         let arguments = [
             ends.as_mut_ptr().expose_provenance() as u64,
@@ -29,7 +39,7 @@ impl Pipe {
         Ok(Self(unsafe { (&raw const ends).read_volatile() }))
     }
 
-    fn read(&self, buffer: &mut [u8]) -> Result<usize, i32> {
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, i32> {
         transfer(
             libc::SYS_read,
             self.0[0],
@@ -38,7 +48,7 @@ impl Pipe {
         )
     }
 
-    fn write(&self, bytes: &[u8]) -> Result<usize, i32> {
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<usize, i32> {
         transfer(
             libc::SYS_write,
             self.0[1],
@@ -47,7 +57,7 @@ impl Pipe {
         )
     }
 
-    fn close(&mut self, end: usize) {
+    pub(crate) fn close(&mut self, end: usize) {
         // SAFETY: its own descriptor.
         unsafe { libc::close(self.0[end]) };
         self.0[end] = -1;
@@ -67,7 +77,7 @@ fn transfer(number: i64, fd: i32, start: usize, len: usize) -> Result<usize, i32
 }
 
 /// What a poll of one descriptor finds.
-fn poll(fd: i32, events: i16, millis: i32) -> i16 {
+pub(crate) fn poll(fd: i32, events: i16, millis: i32) -> i16 {
     let mut list = [libc::pollfd {
         fd,
         events,

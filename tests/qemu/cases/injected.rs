@@ -1,0 +1,38 @@
+//! Programs whose allocations fail one at a time: each boot runs one program again and again under `fail-every`, and the
+//! whole memory is checked at the end.
+
+use std::time::Duration;
+
+use libtest_mimic::Failed;
+
+use super::{
+    Case,
+    abi::{all_kept, session_within},
+};
+
+/// How long a session may take.
+const LIMIT: Duration = Duration::from_secs(300);
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new("injected::demonstration", || survives(&["thp-demo"])),
+        Case::new("injected::files_and_signals", || {
+            survives(&["abi-check files", "abi-check signals"])
+        }),
+        Case::new("injected::memory", || survives(&["abi-check memory"])),
+        Case::new("injected::views", || survives(&["abi-check views"])),
+        Case::new("injected::tasks", || survives(&["abi-check tasks 10"])),
+        Case::new("injected::pipes", || {
+            survives(&["abi-check pipes", "abi-check splice"])
+        }),
+    ]
+}
+
+/// Runs programs with one failing allocation at a time.
+fn survives(programs: &[&str]) -> Result<(), Failed> {
+    let lines: Vec<_> = programs
+        .iter()
+        .map(|program| format!("run fail-every /bin/{program}"))
+        .collect();
+    all_kept(&session_within(&lines, LIMIT)?)
+}
