@@ -20,7 +20,8 @@ impl<P: Platform> Memory<P> {
     pub fn try_lock_folio<'m>(&'m self, folio: &Folio<'m>) -> Option<FolioLocked<'m, P>> {
         let page = folio.page();
         let free = !page.set_flags(PageFlags::LOCKED).contains(PageFlags::LOCKED);
-        free.then_some(FolioLocked { mem: self, page })
+        // Made only if it is ours: dropping one gives the lock back, whoever has it.
+        free.then(|| FolioLocked { mem: self, page })
     }
 
     /// Takes the folio's lock, sleeping while somebody has it.
