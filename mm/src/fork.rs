@@ -34,6 +34,15 @@ use crate::{
     vma::Vma,
 };
 
+/// How an attempt to copy a page ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Copied {
+    /// The child has one of its own.
+    Yes,
+    /// The entry changed meanwhile: somebody moves the page. Look again.
+    Changed,
+}
+
 impl<P: Platform> Memory<P> {
     /// Makes an address space that shares all private memory of `parent` until one of them writes.
     ///
@@ -243,8 +252,11 @@ impl<P: Platform> Memory<P> {
                 self.share_ptes((parent, child), (&out, &into), range, gather)
             };
             if let Some(at) = stopped {
-                self.copy_pinned_page(child, (source, target), at)?;
-                rest = VirtRange::new(at + PAGE_BYTES, chunk.end()).filter(|rest| !rest.is_empty());
+                let next = match self.copy_pinned_page(child, (source, target), at)? {
+                    Copied::Yes => at + PAGE_BYTES,
+                    Copied::Changed => at,
+                };
+                rest = VirtRange::new(next, chunk.end()).filter(|rest| !rest.is_empty());
             }
         }
         Ok(())
@@ -300,23 +312,31 @@ impl<P: Platform> Memory<P> {
         stopped
     }
 
-    /// Gives the child a copy of the page that `source` maps at `addr`.
+    /// Gives the child a copy of the page that `source` maps at `addr`, unless it is being moved by now.
     fn copy_pinned_page(
         &self,
         child: &AddressSpace,
         (source, target): (Pfn, Pfn),
         addr: VirtAddr,
-    ) -> Result<(), AllocError> {
+    ) -> Result<Copied, AllocError> {
         let index = Level::Pte.index(addr);
-        let PteEntry::Present { pfn, prot, marks } = self.table(source).pte(index) else {
-            unreachable!("the mmap lock is held for writing")
+        // With a reference of our own for the copy: the entry's goes if the page is moved as soon as its pin ends.
+        let held = match self.lock_table(source).pte(index) {
+            PteEntry::Present { pfn, prot, marks } => self
+                .try_get(self.pages().page(pfn))
+                .map(|held| (held, pfn, prot, marks)),
+            PteEntry::None | PteEntry::Migration { .. } => None,
+        };
+        let Some((held, pfn, prot, marks)) = held else {
+            return Ok(Copied::Changed);
         };
         let vma = child
             .areas()
             .containing(addr)
             .unwrap_or_else(|| unreachable!("its area was copied first"));
-        let folio = self.new_anon_copy(pfn, self.placement_in(vma, addr, Order::ZERO))?;
-        let page = self.adopt_new_small(folio, vma, addr);
+        let copy = self.new_anon_copy(pfn, self.placement_in(vma, addr, Order::ZERO));
+        self.put(held);
+        let page = self.adopt_new_small(copy?, vma, addr);
         self.lock_table(target).set_pte(
             index,
             PteEntry::Present {
@@ -326,6 +346,6 @@ impl<P: Platform> Memory<P> {
             },
         );
         child.add_rss(1);
-        Ok(())
+        Ok(Copied::Yes)
     }
 }

@@ -59,34 +59,33 @@ impl<P: Platform> Memory<P> {
             if chunk != slot.span {
                 self.split_pmd_slot(space, slot);
             }
-            match self.table(slot.table).pmd(slot.index) {
-                PmdEntry::None => {}
-                PmdEntry::Table(table) => self.protect_ptes(table, vma, chunk, gather),
-                PmdEntry::Huge { .. } | PmdEntry::Migration { .. } => self.protect_huge(space, vma, slot),
+            // A split of the page itself needs no mmap lock: it may make a table of a huge entry in between.
+            if !self.protect_huge(space, vma, slot)
+                && let PmdEntry::Table(table) = self.table(slot.table).pmd(slot.index)
+            {
+                self.protect_ptes(table, vma, chunk, gather);
             }
         });
     }
 
-    fn protect_huge(&self, space: &AddressSpace, vma: Handle<Vma>, slot: PmdSlot) {
+    /// Changes a huge entry; returns false if it is none.
+    fn protect_huge(&self, space: &AddressSpace, vma: Handle<Vma>, slot: PmdSlot) -> bool {
         let pmds = self.lock_table(slot.table);
         let (pfn, prot) = match pmds.pmd(slot.index) {
             PmdEntry::Huge { pfn, prot, .. } => (pfn, prot),
-            PmdEntry::Migration {
-                pfn,
-                kind: MigrationKind::Write,
-                marks,
-            } if !vma.prot().contains(Prot::WRITE) => {
-                let kind = MigrationKind::ReadExclusive;
-                return pmds.set_pmd(slot.index, PmdEntry::Migration { pfn, kind, marks });
+            PmdEntry::Migration { pfn, kind, marks } => {
+                let kind = kind_allowed(vma, kind);
+                pmds.set_pmd(slot.index, PmdEntry::Migration { pfn, kind, marks });
+                return true;
             }
-            _ => return,
+            PmdEntry::None | PmdEntry::Table(_) => return false,
         };
         let wanted = self.rights_for(vma, pfn, prot);
         if wanted == prot {
-            return;
+            return true;
         }
         let PmdEntry::Huge { marks, .. } = self.invalidate_pmd(space, &pmds, slot) else {
-            return;
+            unreachable!("a huge entry stays one while its lock is held")
         };
         pmds.set_pmd(
             slot.index,
@@ -97,6 +96,7 @@ impl<P: Platform> Memory<P> {
                 valid: true,
             },
         );
+        true
     }
 
     fn protect_ptes(&self, table: Pfn, vma: Handle<Vma>, chunk: VirtRange, gather: &mut Gather<'_, P>) {
@@ -104,19 +104,23 @@ impl<P: Platform> Memory<P> {
         let mut addr = chunk.start();
         while addr < chunk.end() {
             let index = Level::Pte.index(addr);
-            if let PteEntry::Present { pfn, prot, marks } = ptes.pte(index) {
-                let wanted = self.rights_for(vma, pfn, prot);
-                if wanted != prot {
-                    self.set_pte_keeping_marks(
-                        &ptes,
-                        index,
-                        PteEntry::Present {
+            match ptes.pte(index) {
+                PteEntry::None => {}
+                PteEntry::Migration { pfn, kind, marks } => {
+                    let kind = kind_allowed(vma, kind);
+                    ptes.set_pte(index, PteEntry::Migration { pfn, kind, marks });
+                }
+                PteEntry::Present { pfn, prot, marks } => {
+                    let wanted = self.rights_for(vma, pfn, prot);
+                    if wanted != prot {
+                        let entry = PteEntry::Present {
                             pfn,
                             prot: wanted,
                             marks,
-                        },
-                    );
-                    gather.stale(VirtRange::page(addr), Stride::Page);
+                        };
+                        self.set_pte_keeping_marks(&ptes, index, entry);
+                        gather.stale(VirtRange::page(addr), Stride::Page);
+                    }
                 }
             }
             addr += PAGE_BYTES;
@@ -132,4 +136,14 @@ impl<P: Platform> Memory<P> {
 fn turns_into_too_much_data(space: &AddressSpace, vma: Handle<Vma>, flags: VmaFlags) -> bool {
     let pages = vma.range().nr_pages();
     flags.contains(VmaFlags::WRITE) && !space.may_expand(flags, pages) && space.may_expand(vma.flags(), pages)
+}
+
+/// What the entry of a page that is being moved may become again in `vma`: a right to write that the area does not
+/// give is lost, and comes back by a fault.
+fn kind_allowed(vma: Handle<Vma>, kind: MigrationKind) -> MigrationKind {
+    if kind == MigrationKind::Write && !vma.prot().contains(Prot::WRITE) {
+        MigrationKind::ReadExclusive
+    } else {
+        kind
+    }
 }
