@@ -90,6 +90,19 @@ impl<'a> Folio<'a> {
     pub fn order(&self) -> Order {
         self.page.compound_order()
     }
+
+    /// Whether it is as the allocator made it: no flag, no identity, no mapping, one reference. What was to become the
+    /// target of a migration, and did not, must be (Linux 8bdd63809160).
+    #[must_use]
+    pub fn is_pristine(&self) -> bool {
+        let (page, order) = (self.page, self.order());
+        let state = match order {
+            Order::ZERO => PageState::CLEAR,
+            _ => PageState::new_head(order, page.state().destructor()),
+        };
+        let unused = page.refs_hint() == 1 && !page.is_mapped();
+        unused && page.state() == state && page.own_mapping() == 0 && page.index() == 0
+    }
 }
 
 impl core::fmt::Debug for Folio<'_> {

@@ -8,7 +8,7 @@ use crate::{
     memory::Memory,
     migration_entry::{Move, WholePmd},
     order::Order,
-    page::{Page, PageState},
+    page::Page,
     platform::Platform,
     slab::Handle,
 };
@@ -62,7 +62,7 @@ impl<'m> Targets<'_, 'm> {
     /// Gives a target back that was not used. It is as it came: nothing about it changes before the point of no return.
     fn put_back<P: Platform>(&mut self, mem: &'m Memory<P>, target: Folio<'m>) {
         crate::vm_assert!(
-            is_pristine(target.page()),
+            target.is_pristine(),
             "{target:?}: was changed though nothing was moved to it"
         );
         match &mut self.put_new {
@@ -70,17 +70,6 @@ impl<'m> Targets<'_, 'm> {
             None => mem.put(target),
         }
     }
-}
-
-/// Whether a folio is as the allocator made it: no flag, identity or mapping, one reference.
-fn is_pristine(page: Page<'_>) -> bool {
-    let order = page.compound_order();
-    let state = match order {
-        Order::ZERO => PageState::CLEAR,
-        _ => PageState::new_head(order, page.state().destructor()),
-    };
-    let counts = page.refs_hint() == 1 && !page.is_mapped();
-    page.state() == state && counts && page.own_mapping() == 0 && page.index() == 0
 }
 
 impl<P: Platform> Memory<P> {
@@ -109,7 +98,7 @@ impl<P: Platform> Memory<P> {
             Err(error) => return Err((MigrateError::NoMemory(error), source)),
         };
         crate::vm_assert!(
-            target.order() == source.order() && is_pristine(target.page()),
+            target.order() == source.order() && target.is_pristine(),
             "{target:?}: no fit target for {source:?}"
         );
         match self.move_locked(&source, &target, patience) {

@@ -11,7 +11,7 @@ use crate::{
     flags::Prot,
     memory::Memory,
     page::Page,
-    pgtable::{PmdEntry, PteEntry, Visit, entry::Marks},
+    pgtable::{MigrationKind, PmdEntry, PteEntry, Visit, entry::Marks},
     platform::Platform,
 };
 
@@ -21,6 +21,11 @@ const EXCLUSIVE: u64 = 1 << 56;
 const FILE: u64 = 1 << 61;
 const SWAP: u64 = 1 << 62;
 const PRESENT: u64 = 1 << 63;
+/// Bits of a swap entry's type; above them stands the offset.
+const SWAP_TYPE_BITS: u32 = 5;
+/// The type that Linux 6.1 gives a migration entry that comes back read-only and shared, with everything configured
+/// that takes types too. Read-only and exclusive, then writable, follow.
+const FIRST_MIGRATION_TYPE: u64 = 23;
 
 /// Returns the word for the page at `addr`; 0 outside all areas. Takes the mmap lock for reading.
 ///
@@ -34,6 +39,7 @@ pub fn pagemap<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAdd
         let once = mem.pages().get(pfn).is_some_and(|page| page.mapcount() == 1);
         PRESENT | soft(marks) | if once { EXCLUSIVE } else { 0 } | u64::from(pfn.raw())
     };
+    let subpage = |start: VirtAddr| u32::try_from((addr - start) % PMD_SIZE / PAGE_BYTES).unwrap_or(0);
     let file = |pfn: Pfn| {
         let is_anon = mem.pages().get(pfn).is_some_and(Page::is_anon);
         if is_anon { 0 } else { FILE }
@@ -41,16 +47,22 @@ pub fn pagemap<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAdd
     match mem.leaf(space.tables(), addr) {
         Some(Visit::Pte(_, PteEntry::Present { pfn, marks, .. })) => present(pfn, marks),
         Some(Visit::Pmd(start, PmdEntry::Huge { pfn, marks, .. })) => {
-            let subpage = u32::try_from((addr - start) % PMD_SIZE / PAGE_BYTES).unwrap_or(0);
-            present(pfn.offset(subpage), marks) | file(pfn)
+            present(pfn.offset(subpage(start)), marks) | file(pfn)
         }
-        Some(
-            Visit::Pte(_, PteEntry::Migration { marks, .. })
-            | Visit::Pmd(_, PmdEntry::Migration { marks, .. }),
-        ) => SWAP | soft(marks),
+        Some(Visit::Pte(_, PteEntry::Migration { pfn, kind, marks })) => moving(pfn, kind) | soft(marks),
+        Some(Visit::Pmd(start, PmdEntry::Migration { pfn, kind, marks })) => {
+            moving(pfn.offset(subpage(start)), kind) | soft(marks)
+        }
         _ if space.areas().containing(addr).is_some() => SOFT_DIRTY,
         _ => 0,
     }
+}
+
+/// The word of a page that is being moved: a swap entry whose type is a kind of migration and whose offset is the frame
+/// that the page is in still.
+fn moving(pfn: Pfn, kind: MigrationKind) -> u64 {
+    let swap_type = FIRST_MIGRATION_TYPE + kind as u64;
+    SWAP | u64::from(pfn.raw()) << SWAP_TYPE_BITS | swap_type
 }
 
 /// Describes in words the entry that translates `addr`: for the console. Returns whether there is one.
