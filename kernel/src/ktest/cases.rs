@@ -117,15 +117,15 @@ fn page_ops_give_vector_registers_back() {
     let before: [u64; 4] = core::array::from_fn(|i| 0x0123_4567_89ab_cdef << i);
     let mut after = [[0_u64; 4]; 2];
     // SAFETY: AVX is there; the register belongs to no program while this kernel thread runs.
-    unsafe { core::arch::asm!("vmovdqu ymm0, [{}]", in(reg) &before, options(nostack)) };
+    unsafe { core::arch::asm!("vmovdqu ymm0, [{}]", in(reg) &raw const before, options(nostack)) };
     // SAFETY: the page is ours.
     unsafe { ops.clear(a) };
     // SAFETY: there is room for the register.
-    unsafe { core::arch::asm!("vmovdqu [{}], ymm0", in(reg) &mut after[0], options(nostack)) };
+    unsafe { core::arch::asm!("vmovdqu [{}], ymm0", in(reg) &raw mut after[0], options(nostack)) };
     // SAFETY: both pages are ours.
     unsafe { ops.copy(b, a) };
     // SAFETY: there is room for the register.
-    unsafe { core::arch::asm!("vmovdqu [{}], ymm0", in(reg) &mut after[1], options(nostack)) };
+    unsafe { core::arch::asm!("vmovdqu [{}], ymm0", in(reg) &raw mut after[1], options(nostack)) };
     assert_eq!(after, [before; 2]);
     for pfn in pages {
         mm().free_pages(pfn, Order::ZERO);
