@@ -113,6 +113,13 @@ impl Pfn {
         Self(self.0 & !(order.nr_pages() - 1))
     }
 
+    /// Returns the order of the largest block that may start here and is at most `pages` long (at least one page).
+    #[must_use]
+    pub fn largest_block(self, pages: u32) -> Order {
+        let aligned = 1_u32.checked_shl(self.0.trailing_zeros()).unwrap_or(u32::MAX);
+        Order::at_most(pages.min(aligned)).unwrap_or(Order::ZERO)
+    }
+
     /// Whether a block of `order` may start here.
     #[must_use]
     pub const fn is_aligned(self, order: Order) -> bool {

@@ -70,7 +70,12 @@ impl AnonVma {
 impl<P: Platform> Memory<P> {
     /// One user less; the last one takes it along.
     pub(crate) fn put_anon_vma(&self, anon_vma: Handle<AnonVma>) {
-        if anon_vma.users.fetch_sub_acqrel(1) == 1 {
+        self.put_anon_vma_users(anon_vma, 1);
+    }
+
+    /// `nr` users less.
+    pub(crate) fn put_anon_vma_users(&self, anon_vma: Handle<AnonVma>, nr: u32) {
+        if anon_vma.users.fetch_sub_acqrel(nr) == nr {
             crate::vm_assert!(
                 anon_vma.areas.get().is_none(),
                 "an anon_vma goes away with areas on its list"

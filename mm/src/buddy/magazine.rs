@@ -127,9 +127,18 @@ impl Magazine<'_> {
         &self.pfns[start..start + self.used(class)]
     }
 
-    /// Takes in a block. There must be [room](Self::room).
-    pub(super) fn push(&mut self, order: Order, pfn: Pfn) {
-        self.push_run(order, pfn, 1);
+    /// Takes in as many blocks as fit, from the front; returns how many.
+    pub(super) fn push(&mut self, order: Order, pfns: &[Pfn]) -> usize {
+        let Some(class) = class(order) else { return 0 };
+        let used = self.used(class);
+        let (_, capacity, start) = CLASSES[class];
+        let slots = &mut self.pfns[start + used..start + capacity];
+        let taken = slots.len().min(pfns.len());
+        for (slot, pfn) in slots.iter_mut().zip(pfns) {
+            *slot = pfn.raw();
+        }
+        self.set_used(class, used + taken);
+        taken
     }
 
     /// Takes in `nr` blocks of `order` that lie one behind the other, so that they come out lowest first. There must

@@ -107,26 +107,55 @@ impl<P: Platform> Memory<P> {
 
     /// Gives back a block that nobody references any more.
     pub(crate) fn free_block(&self, pfn: Pfn, order: Order) {
+        self.free_blocks(&mut [pfn], order);
+    }
+
+    /// Gives back blocks of one order that nobody references any more. Their order in `pfns` changes.
+    pub(crate) fn free_blocks(&self, pfns: &mut [Pfn], order: Order) {
+        let local = self.local_node();
+        let (mut freed, mut near) = (0, 0);
+        for i in 0..pfns.len() {
+            let pfn = pfns[i];
+            if !self.prepare_free(pfn, order) {
+                continue;
+            }
+            freed += i64::from(order.nr_pages());
+            if Magazine::caches(order) && self.node_id(pfn) == local {
+                pfns.swap(near, i);
+                near += 1;
+            } else {
+                self.zone_of(pfn).free(self, pfn, order);
+            }
+        }
+        self.add(Counter::PgFree, freed);
+        let mut rest = &pfns[..near];
+        if rest.is_empty() {
+            return;
+        }
+        self.with_own_magazine(|magazine| {
+            while !rest.is_empty() {
+                if magazine.room(order) == 0 {
+                    self.spill(magazine, order);
+                }
+                let taken = magazine.push(order, rest);
+                rest = &rest[taken..];
+            }
+        });
+    }
+
+    /// Makes the record of a block that is about to be free what a free page's is; false if it cannot be trusted.
+    fn prepare_free(&self, pfn: Pfn, order: Order) -> bool {
         let page = self.pages().page(pfn);
         if let Err(reason) = check_free(page) {
-            return self.report_bad_page(pfn, reason);
+            self.report_bad_page(pfn, reason);
+            return false;
         }
         page.set_private_state(PageState::CLEAR);
         self.poison(pfn, order);
         if P::TRACE {
             self.platform().trace(Event::Free { pfn, order });
         }
-        self.add(Counter::PgFree, i64::from(order.nr_pages()));
-        if Magazine::caches(order) && self.node_id(pfn) == self.local_node() {
-            self.with_own_magazine(|magazine| {
-                if magazine.room(order) == 0 {
-                    self.spill(magazine, order);
-                }
-                magazine.push(order, pfn);
-            });
-        } else {
-            self.zone_of(pfn).free(self, pfn, order);
-        }
+        true
     }
 
     /// Returns frames that are reserved to the allocator. They count as memory that is managed from then on. Frame 0
@@ -140,10 +169,7 @@ impl<P: Platform> Memory<P> {
         while pfn < range.end() {
             let zone = self.zone_of(pfn);
             let left = range.end().since(pfn).min(zone.range().end().since(pfn));
-            let order = Order::all()
-                .rev()
-                .find(|&order| pfn.is_aligned(order) && order.nr_pages() <= left)
-                .unwrap_or(Order::ZERO);
+            let order = pfn.largest_block(left);
             for i in 0..order.nr_pages() {
                 let page = self.pages().page(pfn.offset(i));
                 assert!(

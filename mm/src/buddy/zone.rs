@@ -136,11 +136,24 @@ impl Zone {
         self.free_batch(mem, &[pfn.raw()], order);
     }
 
-    /// Frees many blocks of one order under one hold of the lock.
+    /// Frees many blocks of one order under one hold of the lock. Those that lie one behind the other, lowest first, go
+    /// in as few blocks as they make.
     pub(super) fn free_batch<P: Platform>(&self, mem: &Memory<P>, pfns: &[u32], order: Order) {
         let mut free = self.free.lock(mem.platform());
-        for &pfn in pfns {
-            free.free(mem.pages(), self.range, Pfn::new(pfn), order);
+        for run in pfns.chunk_by(|&a, &b| a.checked_add(order.nr_pages()) == Some(b)) {
+            let mut pfn = Pfn::new(run[0]);
+            let mut left = order.nr_pages() * u32::try_from(run.len()).unwrap_or(1);
+            while left > 0 {
+                let block = pfn.largest_block(left);
+                free.free(mem.pages(), self.range, pfn, block);
+                left -= block.nr_pages();
+                // Behind the last frame there may be no number.
+                pfn = if left > 0 {
+                    pfn.offset(block.nr_pages())
+                } else {
+                    pfn
+                };
+            }
         }
         self.nr_free.store_relaxed(free.nr_free());
     }

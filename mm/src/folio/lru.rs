@@ -5,10 +5,11 @@
 //! Whoever wants to move a page takes it off first (see [`super::IsolatedList`]): only one can.
 
 use crate::{
+    addr::Pfn,
     counter::Counter,
     flags::PageFlags,
     memory::Memory,
-    page::{Page, PageList},
+    page::{Page, PageList, PageState},
     platform::Platform,
 };
 
@@ -99,6 +100,29 @@ impl<P: Platform> Memory<P> {
         let kind = LruKind::of(before);
         lru.list_mut(kind).remove(head);
         self.add(kind.counter(), -i64::from(head.compound_order().nr_pages()));
+    }
+
+    /// Takes those of the order-0 pages that are on a list off it. They have no references left.
+    pub(super) fn lru_del_small(&self, pfns: &[Pfn]) {
+        let same_node = |a: &Pfn, b: &Pfn| core::ptr::eq(self.node_of(*a), self.node_of(*b));
+        for neighbours in pfns.chunk_by(same_node) {
+            let mut lru = self.node_of(neighbours[0]).lru().lock(self.platform());
+            let mut removed = [LruKind::InactiveAnon, LruKind::ActiveAnon].map(|kind| (kind, 0));
+            for page in neighbours.iter().map(|&pfn| self.pages().page(pfn)) {
+                let flags = page.state().flags();
+                if !flags.contains(PageFlags::LRU) {
+                    continue;
+                }
+                let kind = LruKind::of(flags);
+                lru.list_mut(kind).remove(page);
+                // Nobody else writes the word of a page without references: a plain store does.
+                page.set_private_state(PageState::of(flags & !(PageFlags::LRU | PageFlags::ACTIVE)));
+                removed[kind as usize].1 += 1;
+            }
+            for (kind, nr) in removed.into_iter().filter(|(_, nr)| *nr > 0) {
+                self.add(kind.counter(), -nr);
+            }
+        }
     }
 
     /// Takes a page that somebody holds a reference to off its list, to be put back by [`Memory::lru_putback`]; whether

@@ -11,6 +11,7 @@
 //! Freeing: whoever gives the last reference takes the page off the LRU list and, if it is a transparent huge page,
 //! off the deferred split queue, before the allocator sees it (invariant I8).
 
+mod batch;
 mod deferred;
 mod isolate;
 mod lock;
@@ -188,10 +189,16 @@ impl<P: Platform> Memory<P> {
 
     /// Gives back `nr` references that page-table entries held.
     pub(crate) fn put_refs(&self, head: Page<'_>, nr: u32) {
-        self.trace_ref(head, -i64::from(nr));
-        if head.ref_sub_and_test(nr) {
+        if self.drop_refs(head, nr) {
             self.free_folio(head);
         }
+    }
+
+    /// Gives back `nr` references; returns whether they were the last: the folio is then the caller's to free.
+    #[must_use]
+    pub(crate) fn drop_refs(&self, head: Page<'_>, nr: u32) -> bool {
+        self.trace_ref(head, -i64::from(nr));
+        head.ref_sub_and_test(nr)
     }
 
     /// Adds `nr` references on behalf of page-table entries; the caller has one already.
@@ -219,21 +226,19 @@ impl<P: Platform> Memory<P> {
     /// Frees a folio whose count just reached zero.
     pub(crate) fn free_folio(&self, head: Page<'_>) {
         let state = head.state();
+        if !state.flags().contains(PageFlags::HEAD) {
+            return self.free_small_pages(&mut [head.pfn()]);
+        }
         if state.flags().contains(PageFlags::LRU) {
             self.lru_del(head);
         }
-        if state.flags().contains(PageFlags::HEAD) && state.destructor() == Destructor::TransHuge {
+        if state.destructor() == Destructor::TransHuge {
             self.unqueue_deferred_split(head);
         }
         if let Some(anon_vma) = self.anon_vma_of(head) {
             self.put_anon_vma(anon_vma);
         }
         head.clear_mapping();
-        if !state.flags().contains(PageFlags::HEAD) {
-            // No reference is left, so nobody else writes the word: a plain store does.
-            head.set_private_state(PageState::of(head.state().flags() & !FLAGS_OF_A_LIFE));
-            return self.free_block(head.pfn(), Order::ZERO);
-        }
         head.clear_flags(FLAGS_OF_A_LIFE);
         match head.destroy_compound() {
             Ok(order) => self.free_block(head.pfn(), order),

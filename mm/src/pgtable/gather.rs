@@ -9,6 +9,7 @@
 use super::PageTables;
 use crate::{
     addr::{Pfn, VirtRange},
+    flags::PageFlags,
     memory::Memory,
     page::Page,
     platform::{Platform, Stride},
@@ -123,12 +124,24 @@ impl<'m, P: Platform> Gather<'m, P> {
                 .platform()
                 .flush_tlb(self.tree.cpus(), range, self.stride);
         }
+        // Base pages that nobody has any more are freed together.
+        let mut unused = [Pfn::new(0); SLOTS];
+        let mut nr_unused = 0;
         for held in &self.held[..self.used] {
             match *held {
-                Held::Folio { head, refs } => self.mem.put_refs(self.mem.pages().page(head), refs),
                 Held::Table(table) => self.mem.free_table(table),
+                Held::Folio { head, refs } => {
+                    let page = self.mem.pages().page(head);
+                    if page.state().flags().contains(PageFlags::HEAD) {
+                        self.mem.put_refs(page, refs);
+                    } else if self.mem.drop_refs(page, refs) {
+                        unused[nr_unused] = head;
+                        nr_unused += 1;
+                    }
+                }
             }
         }
+        self.mem.free_small_pages(&mut unused[..nr_unused]);
         self.used = 0;
         self.stride = Stride::Pmd;
     }

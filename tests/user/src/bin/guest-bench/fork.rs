@@ -4,6 +4,8 @@ use std::{
     fs::File,
     io::{self, Read},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    thread,
+    time::Duration,
 };
 
 use user::{HUGE, PAGE, mapping::Mapping};
@@ -44,6 +46,8 @@ pub(crate) fn fork_exit_wait(clock: Clock) -> io::Result<u64> {
 
 /// `fork`, until it returns in the parent.
 fn fork_return(clock: Clock) -> io::Result<u64> {
+    // Begins a new time slice: the child is not to have its turn before the parent has returned.
+    thread::sleep(Duration::from_millis(1));
     let mut child = Ok(0);
     let cost = clock.time(|| child = fork(None));
     wait(child?)?;
