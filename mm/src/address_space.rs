@@ -591,5 +591,5 @@ impl<P: Platform> Memory<P> {
 
 impl VmaFlags {
     /// What a private anonymous mapping starts with, besides its rights.
-    pub(crate) const PRIVATE_ANON: Self = Self::MAY;
+    pub(crate) const PRIVATE_ANON: Self = Self::MAY.union(Self::SOFTDIRTY);
 }

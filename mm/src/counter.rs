@@ -44,8 +44,12 @@ counters! {
     PgAlloc => "pgalloc_normal",
     /// Base pages given back.
     PgFree => "pgfree",
+    /// Base pages that were made ready to be dropped (`MADV_FREE`).
+    PgLazyFree => "pglazyfree",
     /// Page faults that were resolved.
     PgFault => "pgfault",
+    /// Base pages that were ready to be dropped and were.
+    PgLazyFreed => "pglazyfreed",
     /// Write faults on shared memory that found it was theirs alone by then.
     PgReuse => "pgreuse",
     /// Base pages moved to other frames.

@@ -8,7 +8,7 @@
 //! ```text
 //! F9 report     kpageflags kpagecount pagemap smaps · check            accepts any page, takes no sleeping lock of its own
 //! F8 policy     deferred_split · migrate
-//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk, madvise) · numa · mremap · mlock · zap · protect · pin · gup_fast · split_pmd · split_folio · migration_entry
+//! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk) · numa · mremap · mlock · advise · clear_refs · zap · protect · pin · gup_fast · split_pmd · split_folio · migration_entry
 //! F6 relations  rmap
 //! F5 spaces     address_space · vma
 //! F4 tables     pgtable: entry, table, cursor, gather
@@ -25,10 +25,12 @@ extern crate std;
 
 pub mod addr;
 pub mod address_space;
+pub mod advise;
 pub mod anon_vma;
 mod assert;
 pub mod buddy;
 pub mod check;
+pub mod clear_refs;
 pub mod counter;
 pub mod deferred_split;
 pub mod error;
@@ -71,11 +73,13 @@ pub use addr::{
     VirtAddr, VirtRange,
 };
 pub use address_space::{AddressSpace, Limit, MmRef, VmKind};
+pub use advise::Advice;
+pub use clear_refs::ClearRefs;
 pub use counter::Counter;
 pub use error::{AllocError, Errno, MapError, SegvReason, VmFault};
 pub use fault::{Access, FaultInfo};
 pub use flags::{AllocFlags, PageFlags, Prot, VmaFlags};
-pub use mapping::{Advice, MapRequest, Place};
+pub use mapping::{MapRequest, Place};
 pub use memory::Memory;
 pub use migrate::{MigrateError, MigrateMode};
 pub use mremap::{Destination, Remains, Remap};

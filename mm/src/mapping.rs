@@ -1,9 +1,9 @@
-//! F7: `mmap`, `munmap`, `brk`, `madvise`: which areas exist.
+//! F7: `mmap`, `munmap`, `brk`: which areas exist.
 //!
 //! Everything is decided and allocated before the first visible change; zapping and splitting PMDs cannot fail, so from
 //! there on an operation runs to its end. The one record that cutting an area in two needs is taken first.
 //!
-//! Locks: the mmap lock for writing, for reading where only pages go (`MADV_DONTNEED`).
+//! Locks: the mmap lock for writing.
 
 use crate::{
     addr::{PAGE_BYTES, USER_END, VirtAddr, VirtRange},
@@ -41,19 +41,6 @@ pub struct MapRequest {
     pub place: Place,
     /// Further properties: [`VmaFlags::GROWSDOWN`], [`VmaFlags::NORESERVE`]. Shared memory does not exist yet.
     pub flags: VmaFlags,
-}
-
-/// What `madvise` is told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Advice {
-    /// Nothing in particular.
-    Normal,
-    /// The contents are not needed: the next access finds zeroes.
-    DontNeed,
-    /// Use huge pages.
-    HugePage,
-    /// Do not use huge pages.
-    NoHugePage,
 }
 
 impl<P: Platform> Memory<P> {
@@ -248,53 +235,6 @@ impl<P: Platform> Memory<P> {
         let vma = self.insert_area(space, Vma::new(space.handle(), range, flags))?;
         self.merge_area(space, vma);
         Ok(())
-    }
-
-    /// Applies `advice` to all areas in `range`.
-    ///
-    /// # Errors
-    /// [`MapError::NotMapped`]: part of the range is a hole; the rest was advised (as Linux does). Others as
-    /// [`Memory::munmap`].
-    pub fn madvise(&self, space: &AddressSpace, range: VirtRange, advice: Advice) -> Result<(), MapError> {
-        match advice {
-            Advice::Normal => self.check_mapped(space, range),
-            Advice::DontNeed => self.dont_need(space, range),
-            Advice::HugePage => self.change_flags(space, range, VmaFlags::HUGEPAGE, VmaFlags::NOHUGEPAGE),
-            Advice::NoHugePage => self.change_flags(space, range, VmaFlags::NOHUGEPAGE, VmaFlags::HUGEPAGE),
-        }
-    }
-
-    fn check_mapped(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
-        let _mmap = space.lock().read(self.platform());
-        covered(space, range)
-    }
-
-    fn dont_need(&self, space: &AddressSpace, range: VirtRange) -> Result<(), MapError> {
-        let _mmap = space.lock().read(self.platform());
-        let mut gather = Gather::shared(self, space.tables());
-        for vma in space.areas().overlapping(range) {
-            if let Some(part) = vma.range().intersect(range) {
-                self.zap_range(space, part, &mut gather);
-            }
-        }
-        gather.finish();
-        covered(space, range)
-    }
-
-    fn change_flags(
-        &self,
-        space: &AddressSpace,
-        range: VirtRange,
-        set: VmaFlags,
-        clear: VmaFlags,
-    ) -> Result<(), MapError> {
-        let _mmap = space.lock().write(self.platform());
-        self.isolate_range(space, range)?;
-        for vma in space.areas().overlapping(range) {
-            self.set_area_flags(space, vma, (vma.flags() | set) & !clear);
-        }
-        self.merge_range(space, range);
-        covered(space, range)
     }
 
     /// Joins areas that have become alike, in and around `range`.

@@ -71,8 +71,8 @@ impl<P: Platform> Memory<P> {
     /// Changes a huge entry; returns false if it is none.
     fn protect_huge(&self, space: &AddressSpace, vma: Handle<Vma>, slot: PmdSlot) -> bool {
         let pmds = self.lock_table(slot.table);
-        let (pfn, prot) = match pmds.pmd(slot.index) {
-            PmdEntry::Huge { pfn, prot, .. } => (pfn, prot),
+        let (pfn, prot, marks) = match pmds.pmd(slot.index) {
+            PmdEntry::Huge { pfn, prot, marks, .. } => (pfn, prot, marks),
             PmdEntry::Migration { pfn, kind, marks } => {
                 let kind = kind_allowed(vma, kind);
                 pmds.set_pmd(slot.index, PmdEntry::Migration { pfn, kind, marks });
@@ -80,7 +80,7 @@ impl<P: Platform> Memory<P> {
             }
             PmdEntry::None | PmdEntry::Table(_) => return false,
         };
-        let wanted = self.rights_for(vma, pfn, prot);
+        let wanted = self.rights_of_entry(self.pages().page(pfn), vma, (prot, marks));
         if wanted == prot {
             return true;
         }
@@ -111,7 +111,7 @@ impl<P: Platform> Memory<P> {
                     ptes.set_pte(index, PteEntry::Migration { pfn, kind, marks });
                 }
                 PteEntry::Present { pfn, prot, marks } => {
-                    let wanted = self.rights_for(vma, pfn, prot);
+                    let wanted = self.rights_of_entry(self.pages().page(pfn), vma, (prot, marks));
                     if wanted != prot {
                         let entry = PteEntry::Present {
                             pfn,
@@ -125,10 +125,6 @@ impl<P: Platform> Memory<P> {
             }
             addr += PAGE_BYTES;
         }
-    }
-
-    fn rights_for(&self, vma: Handle<Vma>, pfn: Pfn, now: Prot) -> Prot {
-        self.rights_of_entry(self.pages().page(pfn), vma, now)
     }
 }
 

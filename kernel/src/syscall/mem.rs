@@ -212,17 +212,38 @@ pub(super) fn mremap(call: &Call<'_>) -> Result {
     Ok(start.as_u64())
 }
 
+/// What `madvise` is told. Advice about KSM, broken memory, shared memory and collapsing is refused as by a Linux that
+/// was built without them.
+fn advice(number: u32) -> Option<Advice> {
+    Some(match number {
+        abi::MADV_NORMAL => Advice::Normal,
+        abi::MADV_RANDOM => Advice::Random,
+        abi::MADV_SEQUENTIAL => Advice::Sequential,
+        abi::MADV_WILLNEED => Advice::WillNeed,
+        abi::MADV_DONTNEED => Advice::DontNeed,
+        abi::MADV_DONTNEED_LOCKED => Advice::DontNeedLocked,
+        abi::MADV_FREE => Advice::Free,
+        abi::MADV_COLD => Advice::Cold,
+        abi::MADV_PAGEOUT => Advice::PageOut,
+        abi::MADV_POPULATE_READ => Advice::PopulateRead,
+        abi::MADV_POPULATE_WRITE => Advice::PopulateWrite,
+        abi::MADV_HUGEPAGE => Advice::HugePage,
+        abi::MADV_NOHUGEPAGE => Advice::NoHugePage,
+        abi::MADV_DONTFORK => Advice::DontFork,
+        abi::MADV_DOFORK => Advice::DoFork,
+        abi::MADV_WIPEONFORK => Advice::WipeOnFork,
+        abi::MADV_KEEPONFORK => Advice::KeepOnFork,
+        abi::MADV_DONTDUMP => Advice::DontDump,
+        abi::MADV_DODUMP => Advice::DoDump,
+        _ => return None,
+    })
+}
+
 /// `madvise(addr, len, advice)`.
 pub(super) fn madvise(call: &Call<'_>) -> Result {
     let (addr, len) = (call.raw(0), call.raw(1));
-    let advice = match call.uint(2) {
-        // How to read ahead from a file: anonymous memory has none, so there is nothing to do differently.
-        abi::MADV_NORMAL | abi::MADV_RANDOM | abi::MADV_SEQUENTIAL | abi::MADV_WILLNEED => Advice::Normal,
-        // Linux may drop the contents at any moment from now on; here it is this moment.
-        abi::MADV_DONTNEED | abi::MADV_FREE => Advice::DontNeed,
-        abi::MADV_HUGEPAGE => Advice::HugePage,
-        abi::MADV_NOHUGEPAGE => Advice::NoHugePage,
-        other => return unsupported!(Errno::EINVAL, "madvise with advice {other}"),
+    let Some(advice) = advice(call.uint(2)) else {
+        return unsupported!(Errno::EINVAL, "madvise with advice {}", call.uint(2));
     };
     if addr % PAGE_BYTES != 0 {
         return Err(Errno::EINVAL);
@@ -234,7 +255,12 @@ pub(super) fn madvise(call: &Call<'_>) -> Result {
     }
     let range = VirtRange::user(addr, rounded).ok_or(Errno::ENOMEM)?;
     let space = space(call)?;
-    mm().madvise(&space, range, advice).map_err(errno)?;
+    let populates = matches!(advice, Advice::PopulateRead | Advice::PopulateWrite);
+    mm().madvise(&space, range, advice).map_err(|error| match error {
+        // Advice can wait: Linux tells a shortage of its own from a hole in the range.
+        mm::MapError::NoMemory(_) | mm::MapError::NoSpace if !populates => Errno::EAGAIN,
+        other => errno(other),
+    })?;
     Ok(0)
 }
 

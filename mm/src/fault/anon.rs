@@ -166,8 +166,8 @@ impl<P: Platform> Memory<P> {
         {
             return Existing::Shared;
         }
-        let prot = self.rights_of_entry(page, vma, prot);
         let marks = marks.union(Marks::of_access(fault.access));
+        let prot = self.rights_of_entry(page, vma, (prot, marks));
         // No flush: a CPU that faults has dropped its own translation of the address, and another CPU that still has
         // the weaker one faults in its turn, finds all as it should be, and goes on.
         self.set_pte_keeping_marks(&ptes, index, PteEntry::Present { pfn, prot, marks });
@@ -197,9 +197,15 @@ impl<P: Platform> Memory<P> {
     }
 
     /// The rights that an entry which maps `page` may have now: what its area allows; to write, only if the page is
-    /// this process's alone.
-    pub(crate) fn rights_of_entry(&self, page: Page<'_>, vma: Handle<Vma>, now: Prot) -> Prot {
-        let may_write = now.contains(Prot::WRITE) || page.is_exclusive();
+    /// this process's alone, and nobody waits to see the first write by its fault.
+    pub(crate) fn rights_of_entry(
+        &self,
+        page: Page<'_>,
+        vma: Handle<Vma>,
+        (now, marks): (Prot, Marks),
+    ) -> Prot {
+        let unnoticed = marks.soft_dirty || !vma.tracks_writes();
+        let may_write = now.contains(Prot::WRITE) || (page.is_exclusive() && unnoticed);
         if may_write {
             vma.prot()
         } else {

@@ -160,8 +160,8 @@ impl<P: Platform> Memory<P> {
         {
             return Existing::Shared;
         }
-        let prot = self.rights_of_entry(head, vma, prot);
         let marks = marks.union(Marks::of_access(fault.access));
+        let prot = self.rights_of_entry(head, vma, (prot, marks));
         self.set_pmd_keeping_marks(
             &pmds,
             slot.index,

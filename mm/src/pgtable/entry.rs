@@ -68,7 +68,7 @@ impl Marks {
     pub const READ: Self = Self {
         accessed: true,
         dirty: false,
-        soft_dirty: true,
+        soft_dirty: false,
     };
 
     /// What the kernel leaves when it reads for a program: nothing was written.

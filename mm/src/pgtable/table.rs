@@ -109,6 +109,31 @@ impl<'m, P: Platform> PtLock<'m, P> {
     pub fn page(&self) -> Page<'m> {
         self.page
     }
+
+    /// Replaces a PTE by what `change` makes of it, again if the hardware sets a mark meanwhile; returns whether it
+    /// differs. Stale translations are the caller's to flush.
+    pub(crate) fn update_pte(&self, index: usize, change: &dyn Fn(PteEntry) -> PteEntry) -> bool {
+        self.update(index, &|raw| change(RawPte(raw).decode()).encode().0)
+    }
+
+    /// [`Self::update_pte`] for a PMD entry.
+    pub(crate) fn update_pmd(&self, index: usize, change: &dyn Fn(PmdEntry) -> PmdEntry) -> bool {
+        self.update(index, &|raw| change(RawPmd(raw).decode()).encode().0)
+    }
+
+    fn update(&self, index: usize, change: &dyn Fn(u64) -> u64) -> bool {
+        let mut now = self.table.load(index);
+        loop {
+            let wanted = change(now);
+            if wanted == now {
+                return false;
+            }
+            match self.table.compare_exchange(index, now, wanted) {
+                Ok(_) => return true,
+                Err(found) => now = found,
+            }
+        }
+    }
 }
 
 impl<P: Platform> Drop for PtLock<'_, P> {

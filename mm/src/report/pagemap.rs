@@ -27,14 +27,22 @@ const SWAP_TYPE_BITS: u32 = 5;
 /// that takes types too. Read-only and exclusive, then writable, follow.
 const FIRST_MIGRATION_TYPE: u64 = 23;
 
-/// Returns the word for the page at `addr`; 0 outside all areas. Takes the mmap lock for reading.
+/// Returns the word for the page at `addr`; 0 where nothing is mapped. Takes the mmap lock for reading.
 ///
-/// An area counts as soft-dirty from its beginning, so its untouched pages have bit 55 and nothing else. As in Linux a
-/// PTE of the 4 KiB zero page is no page of anything and has neither bit 56 nor bit 61.
+/// In an area that is soft-dirty as a whole every page has bit 55, untouched ones nothing else. As in Linux a PTE of the
+/// 4 KiB zero page is no page of anything and has neither bit 56 nor bit 61.
 #[must_use]
 pub fn pagemap<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAddr) -> u64 {
     let _mmap = space.lock().read(mem.platform());
-    let soft = |marks: Marks| if marks.soft_dirty { SOFT_DIRTY } else { 0 };
+    let vma = space.areas().containing(addr);
+    let all_soft = vma.is_some_and(|vma| !vma.tracks_writes());
+    let soft = |marks: Marks| {
+        if all_soft || marks.soft_dirty {
+            SOFT_DIRTY
+        } else {
+            0
+        }
+    };
     let present = |pfn: Pfn, marks| {
         let once = mem.pages().get(pfn).is_some_and(|page| page.mapcount() == 1);
         PRESENT | soft(marks) | if once { EXCLUSIVE } else { 0 } | u64::from(pfn.raw())
@@ -53,8 +61,7 @@ pub fn pagemap<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAdd
         Some(Visit::Pmd(start, PmdEntry::Migration { pfn, kind, marks })) => {
             moving(pfn.offset(subpage(start)), kind) | soft(marks)
         }
-        _ if space.areas().containing(addr).is_some() => SOFT_DIRTY,
-        _ => 0,
+        _ => soft(Marks::default()),
     }
 }
 

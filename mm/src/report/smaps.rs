@@ -18,7 +18,7 @@
 use crate::{
     addr::{HPAGE_PAGES, PAGE_BYTES, PMD_SIZE, Pfn, USER_END, VirtAddr, VirtRange},
     address_space::AddressSpace,
-    flags::PageFlags,
+    flags::{PageFlags, VmaFlags},
     memory::Memory,
     page::Page,
     pgtable::{PmdEntry, PteEntry, cursor::Level, entry::Marks},
@@ -82,8 +82,12 @@ pub struct Residency {
     pub private: Split,
     /// Bytes used since the marks were last cleared.
     pub referenced: u64,
+    /// Bytes that may be dropped, not having been written since the program said so (`MADV_FREE`).
+    pub lazy_free: u64,
     /// Bytes in huge pages that a PMD maps.
     pub by_pmd: u64,
+    /// Of [`Self::share`], what is in areas that are locked into memory.
+    pub share_locked: Share,
 }
 
 impl Residency {
@@ -97,7 +101,9 @@ impl Residency {
         self.private.clean += other.private.clean;
         self.private.dirty += other.private.dirty;
         self.referenced += other.referenced;
+        self.lazy_free += other.lazy_free;
         self.by_pmd += other.by_pmd;
+        self.share_locked.add(other.share_locked);
     }
 
     /// Adds one base page that `mappings` entries map.
@@ -114,6 +120,9 @@ impl Residency {
             self.private.add(PAGE_BYTES, dirty);
         } else {
             self.shared.add(PAGE_BYTES, dirty);
+        }
+        if !dirty && !head.has(PageFlags::SWAPBACKED) {
+            self.lazy_free += PAGE_BYTES;
         }
         if marks.accessed || head.has(PageFlags::REFERENCED) {
             self.referenced += PAGE_BYTES;
@@ -140,6 +149,9 @@ pub fn smaps<P: Platform>(mem: &Memory<P>, space: &AddressSpace, visit: &mut dyn
                 entry => add_huge(mem, entry, &mut residency),
             }
         });
+        if vma.flags().contains(VmaFlags::LOCKED) {
+            residency.share_locked = residency.share;
+        }
         let info = VmaInfo {
             range: vma.range(),
             flags: vma.flags(),

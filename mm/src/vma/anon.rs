@@ -158,6 +158,7 @@ impl<P: Platform> Memory<P> {
         if let (None, Some(anon_vma)) = (lower.anon_vma(), upper.anon_vma()) {
             self.join_anon_vma(lower, anon_vma);
         }
+        lower.set_flags(lower.flags() | (upper.flags() & VmaFlags::SOFTDIRTY));
         // Where both are on the list, a walk may meet the pages of `upper` through either in between: it looks at
         // page tables and finds each entry once all the same, for the second time as one it knows.
         space.areas().remove(upper);
@@ -179,7 +180,9 @@ impl<P: Platform> Memory<P> {
 fn reusable(vma: Handle<Vma>) -> Option<Handle<AnonVma>> {
     let space = vma.space();
     let areas = space.areas();
-    let alike = |other: &Vma| (other.flags() ^ vma.flags()) & !VmaFlags::ACCESS == VmaFlags::empty();
+    let alike = |other: &Vma| {
+        (other.flags() ^ vma.flags()) & !(VmaFlags::ACCESS | VmaFlags::SOFTDIRTY) == VmaFlags::empty()
+    };
     let below = areas
         .before(vma.start())
         .filter(|below| below.end() == vma.start());

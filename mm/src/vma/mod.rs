@@ -137,19 +137,25 @@ impl Vma {
         self.first_index.load_relaxed() + ((addr - self.start()) >> PAGE_SHIFT)
     }
 
+    /// Whether writes since `clear_refs` are told apart here: only what an entry says counts then.
+    pub(crate) fn tracks_writes(&self) -> bool {
+        !self.flags().contains(VmaFlags::SOFTDIRTY)
+    }
+
     pub(crate) fn set_flags(&self, flags: VmaFlags) {
         self.flags.store_relaxed(flags.bits());
     }
 
     /// Whether `above`, which begins where this area ends, could be part of it: same properties, pages that go on
-    /// counting, and not two different identities.
+    /// counting, and not two different identities. If only one of them is soft-dirty, both together are.
     pub(crate) fn continues_in(&self, above: &Self) -> bool {
         let same_pages = match (self.anon_vma(), above.anon_vma()) {
             (Some(ours), Some(theirs)) => ours == theirs,
             _ => true,
         };
         let goes_on = self.linear_index(self.end()) == above.first_index.load_relaxed();
-        let same_wishes = self.flags() == above.flags() && self.policy() == above.policy();
+        let alike = (self.flags() ^ above.flags()) & !VmaFlags::SOFTDIRTY == VmaFlags::empty();
+        let same_wishes = alike && self.policy() == above.policy();
         self.end() == above.start() && same_wishes && goes_on && same_pages
     }
 }

@@ -1,7 +1,7 @@
 //! `/proc/PID/smaps` and `smaps_rollup`: what each area, and all of them together, have in memory.
 //!
-//! All memory of a program is anonymous, nothing is swapped, locked into memory or freed lazily, and there are no huge
-//! pages of the other kind (hugetlb): the lines about those are true zeroes. `ProtectionKey` is left out, as by a Linux
+//! All memory of a program is anonymous, nothing is swapped, and there are no huge pages of the other kind (hugetlb): the
+//! lines about those are true zeroes. `ProtectionKey` is left out, as by a Linux
 //! on a machine without such keys. `VmFlags` has no `ac`: nothing is charged against a commit limit here.
 
 use alloc::{boxed::Box, string::String};
@@ -21,8 +21,8 @@ use crate::{platform::mm, task::process::Pid};
 
 const KIB: u64 = 1024;
 
-/// Two-letter codes of the flags of an area, in the order of Linux's bits.
-const FLAG_CODES: [(VmaFlags, &str); 11] = [
+/// Two-letter codes of the flags of an area, in the order of Linux's bits. A flag without a code shows as "??", there too.
+const FLAG_CODES: [(VmaFlags, &str); 19] = [
     (VmaFlags::READ, "rd"),
     (VmaFlags::WRITE, "wr"),
     (VmaFlags::EXEC, "ex"),
@@ -31,12 +31,18 @@ const FLAG_CODES: [(VmaFlags, &str); 11] = [
     (VmaFlags::MAYWRITE, "mw"),
     (VmaFlags::MAYEXEC, "me"),
     (VmaFlags::GROWSDOWN, "gd"),
+    (VmaFlags::LOCKED, "lo"),
+    (VmaFlags::SEQ_READ, "sr"),
+    (VmaFlags::RAND_READ, "rr"),
     (VmaFlags::DONTCOPY, "dc"),
+    (VmaFlags::LOCKONFAULT, "??"),
     (VmaFlags::NORESERVE, "nr"),
     (VmaFlags::WIPEONFORK, "wf"),
+    (VmaFlags::DONTDUMP, "dd"),
+    (VmaFlags::SOFTDIRTY, "sd"),
+    (VmaFlags::HUGEPAGE, "hg"),
+    (VmaFlags::NOHUGEPAGE, "nh"),
 ];
-/// Those that Linux shows behind "soft-dirty".
-const LATE_FLAG_CODES: [(VmaFlags, &str); 2] = [(VmaFlags::HUGEPAGE, "hg"), (VmaFlags::NOHUGEPAGE, "nh")];
 
 /// Which lines the totals have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,16 +103,9 @@ fn area(out: &mut String, vma: VmaInfo, residency: &Residency) -> fmt::Result {
     totals(out, residency, Totals::OfArea)?;
     writeln!(out, "THPeligible:    {}", u8::from(mm().thp_eligible(vma)))?;
     out.write_str("VmFlags: ")?;
-    codes(out, vma.flags, &FLAG_CODES)?;
-    // An area is soft-dirty from its beginning until somebody clears that mark, which nobody can yet.
-    out.write_str("sd ")?;
-    codes(out, vma.flags, &LATE_FLAG_CODES)?;
+    let mut set = FLAG_CODES.iter().filter(|(flag, _)| vma.flags.contains(*flag));
+    set.try_for_each(|(_, code)| write!(out, "{code} "))?;
     out.write_char('\n')
-}
-
-fn codes(out: &mut String, flags: VmaFlags, known: &[(VmaFlags, &str)]) -> fmt::Result {
-    let mut set = known.iter().filter(|(flag, _)| flags.contains(*flag));
-    set.try_for_each(|(_, code)| write!(out, "{code} "))
 }
 
 fn totals(out: &mut String, residency: &Residency, which: Totals) -> fmt::Result {
@@ -126,7 +125,7 @@ fn totals(out: &mut String, residency: &Residency, which: Totals) -> fmt::Result
         ("Private_Dirty", residency.private.dirty),
         ("Referenced", residency.referenced),
         ("Anonymous", residency.resident),
-        ("LazyFree", 0),
+        ("LazyFree", residency.lazy_free),
         ("AnonHugePages", residency.by_pmd),
         ("ShmemPmdMapped", 0),
         ("FilePmdMapped", 0),
@@ -134,7 +133,7 @@ fn totals(out: &mut String, residency: &Residency, which: Totals) -> fmt::Result
         ("Private_Hugetlb", 0),
         ("Swap", 0),
         ("SwapPss", 0),
-        ("Locked", 0),
+        ("Locked", residency.share_locked.bytes()),
     ];
     lines.iter().try_for_each(|&(name, bytes)| line(out, name, bytes))
 }

@@ -5,11 +5,12 @@ use core::fmt;
 use linux_abi::page::pm;
 use mm::{
     addr::{PAGE_BYTES, PAGE_SIZE, Pfn, VirtAddr, VirtRange},
+    advise::Advice,
     check::{Owners, Violation},
     counter::{Counter, NR_COUNTERS},
     error::MapError,
     flags::{AllocFlags, Prot, VmaFlags},
-    mapping::{Advice, MapRequest, Place},
+    mapping::{MapRequest, Place},
     memory::Memory,
     order::{Order, PMD_ORDER},
     page::Page,

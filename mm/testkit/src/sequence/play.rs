@@ -290,7 +290,7 @@ impl<'s> Game<'s> {
             Outcome::NoMemory => self.note_splits(who),
             Outcome::Done if expected.is_ok() => {
                 self.take_away(who, range, &areas);
-                let flags = VmaFlags::from_prot(prot) | VmaFlags::MAY;
+                let flags = VmaFlags::from_prot(prot) | VmaFlags::MAY | VmaFlags::SOFTDIRTY;
                 self.world
                     .space(who)
                     .areas
@@ -392,11 +392,18 @@ impl<'s> Game<'s> {
             }
             Advice::HugePage => self.change_flags(who, range, VmaFlags::HUGEPAGE, VmaFlags::NOHUGEPAGE),
             Advice::NoHugePage => self.change_flags(who, range, VmaFlags::NOHUGEPAGE, VmaFlags::HUGEPAGE),
+            // No area has been told how it is read.
             Advice::Normal => {}
+            other => unreachable!("not drawn: {other:?}"),
         }
     }
 
     fn change_flags(&mut self, who: usize, range: &Pages, set: VmaFlags, clear: VmaFlags) {
+        let mut flags = self.world.space(who).areas.range(range.clone());
+        // What is so already is not cut for it.
+        if flags.all(|(_, &flags)| (flags | set) & !clear == flags) {
+            return;
+        }
         self.world.cut(who, range);
         let areas = self.world.space(who).areas.range_mut(range.clone());
         areas.for_each(|(_, flags)| *flags = (*flags | set) & !clear);
@@ -424,7 +431,7 @@ impl<'s> Game<'s> {
         if !given.is_empty() {
             self.take_away(who, &given, &areas);
         }
-        let flags = VmaFlags::from_prot(Prot::READ | Prot::WRITE) | VmaFlags::MAY;
+        let flags = VmaFlags::from_prot(Prot::READ | Prot::WRITE) | VmaFlags::MAY | VmaFlags::SOFTDIRTY;
         let space = self.world.space(who);
         space.areas.extend(grown.map(|page| (page, flags)));
         space.heap_end = end;
