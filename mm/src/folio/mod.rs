@@ -212,13 +212,15 @@ impl<P: Platform> Memory<P> {
         page.pfn() == self.zero_pages().small() || page.head().has(PageFlags::ZERO)
     }
 
+    /// Tells of a change by `val`: of one upwards after it, of one downwards before, as the page may be somebody else's
+    /// then. The event holds the count after it either way.
     pub(crate) fn trace_ref(&self, head: Page<'_>, val: i64) {
         if P::TRACE {
             let val = i32::try_from(val).unwrap_or(i32::MAX);
             self.platform().trace(Event::RefMod {
                 pfn: head.pfn(),
                 val,
-                count: head.refs_hint(),
+                count: head.refs_hint().wrapping_add_signed(val.min(0)),
             });
         }
     }

@@ -389,6 +389,26 @@ fn t8_3_splitting_a_pmd_of_the_zero_page_counts_too() {
     sim.verify(&[&a], &());
 }
 
+/// What an operation on a reference costs is one atomic; the events count them. How long it takes is a bench.
+#[test]
+fn t10_2_a_reference_to_a_tail_is_one_operation_on_its_head() {
+    let sim = machine();
+    let a = one_thp(&sim);
+    let head = frame(&sim, &a, 0);
+    let changed = |pfn: Pfn, val, count| Event::RefMod { pfn, val, count };
+    for i in [0, 7, N - 1] {
+        let page = sim.pages().page(head.offset(i));
+        let (folio, got) = sim
+            .machine()
+            .events_of(|| sim.try_get(page).expect("it is mapped"));
+        assert_eq!(got, [changed(head, 1, 2)], "subpage {i}");
+        let ((), put) = sim.machine().events_of(|| sim.put(folio));
+        assert_eq!(put, [changed(head, -1, 1)], "subpage {i}");
+        assert_eq!((page.offset(0).refs_hint() > 0, page.mapcount()), (i == 0, 1));
+    }
+    sim.verify(&[&a], &());
+}
+
 #[test]
 fn t10_4_every_one_of_a_thousand_pins_keeps_the_page_whole() {
     const PINS: u32 = 1000;
