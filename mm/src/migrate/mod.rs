@@ -30,7 +30,7 @@
 //! mmap lock is not taken, and must not be held: a fault that waits for a page to arrive holds it for reading.
 //!
 //! Origin: Linux `migrate_pages` as of v6.1 (ebc97a52b5d6 and before; 68711a746345 for `put_new`; 2ebba6b7e1d9 for the
-//! unmapped fast path; 8bdd63809160 is the story of changing the target too early); A5. Differs: decision 0009.
+//! unmapped fast path; 8bdd63809160 is the story of changing the target too early); A5. Differs: decision 0011.
 
 mod collect;
 mod one;
