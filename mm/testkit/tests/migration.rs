@@ -3,7 +3,15 @@
 //! What happens in the middle of a migration is done when the machine copies a page: the entries say "being moved" then,
 //! and only folio locks are held.
 
-use std::cell::{Cell, RefCell};
+#![expect(
+    clippy::disallowed_types,
+    reason = "a flag between the test's own threads is no protocol of mm's"
+)]
+
+use std::{
+    cell::{Cell, RefCell},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use mm::{
     AllocError, AllocFlags, Counter, MapRequest, MigrateError, MigrateMode, Order, PMD_ORDER, PageFlags, Pfn,
@@ -23,23 +31,28 @@ use mm_testkit::{
         unmap, write_numbers,
     },
     machine::{SimMachine, on_cpu, with_copy_hook},
-    scenario::{HOME, HUGE},
+    scenario::HUGE,
     sim::{AccessError, Process, Sim},
 };
 
 type List<'m> = IsolatedList<'m, SimMachine>;
 
-/// A process with `pages` base pages from [`HOME`] on, each of which begins with its number.
-fn base_pages(sim: &Sim, pages: u64) -> Process<'_> {
-    let process = sim.start(cpu(0)).expect("memory is there");
+/// Maps `pages` pages from `page` on.
+fn map_pages(sim: &Sim, process: &Process<'_>, page: u64, pages: u64, flags: VmaFlags) {
     let request = MapRequest {
-        hint: HOME,
+        hint: at(page),
         len: pages * PAGE,
         prot: RW,
         place: Place::Fixed,
-        flags: VmaFlags::NOHUGEPAGE,
+        flags,
     };
-    sim.mmap(&process, request).expect("nothing is there");
+    sim.mmap(process, request).expect("room");
+}
+
+/// A process with `pages` base pages from [`HOME`](mm_testkit::scenario::HOME) on, each of which begins with its number.
+fn base_pages(sim: &Sim, pages: u64) -> Process<'_> {
+    let process = sim.start(cpu(0)).expect("memory is there");
+    map_pages(sim, &process, 0, pages, VmaFlags::NOHUGEPAGE);
     write_numbers(&process, 0, pages);
     process
 }
@@ -710,6 +723,21 @@ fn refuse_one_attempt(sim: &Sim, process: &Process<'_>, pages: u64) -> u32 {
     attempts
 }
 
+/// A target that is not as the allocator made it is refused before anything happens.
+#[test]
+#[should_panic(expected = "no fit target")]
+fn t20_3_a_used_target_is_noticed() {
+    let sim = machine();
+    let a = base_pages(&sim, 1);
+    let mut list = isolate(&sim, &a, 1);
+    let mut get_new = |source: Page<'_>| {
+        let target = sim.alloc_folio(source.compound_order(), AllocFlags::empty())?;
+        sim.sabotage(&a, Damage::SetFlags(target.pfn(), PageFlags::SWAPBACKED));
+        Ok(target)
+    };
+    let _ = sim.migrate_pages(&mut list, &mut Targets::new(&mut get_new), MigrateMode::Sync);
+}
+
 /// What the debug check of every returned target asks: a fresh folio is pristine, one with anything left on it is not.
 #[test]
 fn t20_3_a_changed_target_is_told_from_a_fresh_one() {
@@ -833,14 +861,7 @@ fn isolating_says_why_not() {
     let a = base_pages(&sim, 4);
     unmap(&sim, &a, 2, 1);
     unmap(&sim, &a, 3, 1);
-    let request = MapRequest {
-        hint: at(3),
-        len: PAGE,
-        prot: RW,
-        place: Place::Fixed,
-        flags: VmaFlags::NOHUGEPAGE,
-    };
-    sim.mmap(&a, request).expect("room");
+    map_pages(&sim, &a, 3, 1, VmaFlags::NOHUGEPAGE);
     let b = a.fork(cpu(1)).expect("memory is there");
     a.write_byte(at(1), 9).expect("a copy of its own");
     let mut list = List::new(&sim);
@@ -1003,4 +1024,82 @@ fn who_may_wait_gets_a_locked_page() {
     });
     drop(list);
     sim.verify(&[&a], &());
+}
+
+/// T17.2 and T21.2 in small: pages move back and forth, alone and whole, while another thread toggles the right to write,
+/// forks, splits PMDs and unmaps, and a third writes and reads back. No store lands while the area is read-only, no byte
+/// is lost, and every count is right at the end.
+#[test]
+#[cfg_attr(miri, ignore = "takes long")]
+fn pages_move_under_running_threads() {
+    const ROUNDS: u32 = 1000;
+    let sim = machine();
+    sim.machine().allow_stale_use();
+    let a = sim.start(cpu(0)).expect("memory is there");
+    map_pages(&sim, &a, 0, 2 * HUGE, VmaFlags::empty());
+    map_pages(&sim, &a, 2 * HUGE, 8, VmaFlags::NOHUGEPAGE);
+    let all = 2 * HUGE + 8;
+    write_numbers(&a, 0, all);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (sim, a, done) = (&sim, &a, &done);
+        let mover = scope.spawn(move || {
+            let _thread = sim.machine().join();
+            on_cpu(cpu(2), || {
+                let mut moved = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let mut list = List::new(sim);
+                    sim.isolate_pages_in(a, range(0, all), Reach::All, &mut |_| true, &mut list);
+                    let mut get_new = fresh(sim);
+                    let mut targets = Targets::new(&mut get_new);
+                    moved += sim
+                        .migrate_pages(&mut list, &mut targets, MigrateMode::Sync)
+                        .moved;
+                }
+                moved
+            })
+        });
+        let user = scope.spawn(move || {
+            let _thread = sim.machine().join();
+            while !done.load(Ordering::Relaxed) {
+                for page in [0, 7, HUGE, 2 * HUGE - 1, 2 * HUGE, 2 * HUGE + 7] {
+                    assert_eq!(a.read_byte(at(page)), Ok(number(page)), "page {page}");
+                    // Rewritten where it may be written.
+                    let wrote = a.write_byte(at(page), number(page));
+                    assert!(wrote.is_ok() || wrote == READ_ONLY, "page {page}: {wrote:?}");
+                }
+            }
+        });
+        let stop = StopOnDrop(done);
+        let _thread = sim.machine().join();
+        on_cpu(cpu(1), || {
+            for round in 0..ROUNDS {
+                sim.mprotect(a, range(0, all), Prot::READ).expect("mapped");
+                // Nobody can write now: what is read twice is the same.
+                let child = sim.fork_space(a).expect("memory is there");
+                if round % 8 == 0 {
+                    sim.split_huge_pmd(a, VirtAddr::new(at(0)));
+                }
+                sim.mprotect(a, range(0, all), RW).expect("mapped");
+                if round % 2 == 0 {
+                    sim.munmap(&child, range(3, HUGE)).expect("mapped");
+                }
+                sim.put_space(child);
+            }
+        });
+        drop(stop);
+        user.join().expect("no panic");
+        assert!(mover.join().expect("no panic") > 0);
+    });
+    sim.verify(&[&a], &());
+    (0..all).for_each(|page| assert_eq!(a.read_byte(at(page)), Ok(number(page)), "page {page}"));
+}
+
+/// Ends the other threads, also when this one fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

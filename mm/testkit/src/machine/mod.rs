@@ -109,6 +109,8 @@ struct Cpu {
     /// Runs a process.
     claimed: AtomicBool,
     tlb: Mutex<Tlb>,
+    /// Held from translation to access: no flush comes in the middle of an instruction.
+    instruction: Mutex<()>,
 }
 
 /// Sleepers and their alarm.
@@ -441,7 +443,9 @@ unsafe impl Platform for SimMachine {
                 continue;
             }
             self.wait_for_walkers(cpu);
+            let between = lock(&state.instruction);
             let dropped = lock(&state.tlb).invalidate(range, stride);
+            drop(between);
             for entry in dropped {
                 if let Some(now) = self.other_size(&entry) {
                     panic!("I12: {now:?} was published while CPU {number} could still hold {entry:?}");
@@ -584,6 +588,7 @@ impl SimMachine {
     /// Reads user memory inside one page. `None` is a page fault.
     pub(crate) fn load(&self, root: Pfn, addr: u64, bytes: &mut [u8]) -> Option<()> {
         self.assert_may_sleep();
+        let _instruction = lock(&self.cpus[self.current_cpu().index()].instruction);
         let leaf = self.translate(root, addr, entry_bits::USER)?;
         let from = self.leaf_ptr(&leaf, addr);
         // SAFETY: the range is inside one page of a mapped frame, which is user memory: nobody holds a reference.
@@ -594,6 +599,7 @@ impl SimMachine {
     /// Writes user memory inside one page. `None` is a page fault.
     pub(crate) fn store(&self, root: Pfn, addr: u64, bytes: &[u8]) -> Option<()> {
         self.assert_may_sleep();
+        let _instruction = lock(&self.cpus[self.current_cpu().index()].instruction);
         let leaf = self.translate(
             root,
             addr,
@@ -608,6 +614,7 @@ impl SimMachine {
     /// Fetches an instruction byte. `None` is a page fault.
     pub(crate) fn fetch(&self, root: Pfn, addr: u64) -> Option<u8> {
         self.assert_may_sleep();
+        let _instruction = lock(&self.cpus[self.current_cpu().index()].instruction);
         let leaf = self.translate(root, addr, entry_bits::USER | entry_bits::EXEC)?;
         let from = self.leaf_ptr(&leaf, addr);
         // SAFETY: as for `load`.
