@@ -100,6 +100,8 @@ pub struct AddressSpace {
     stack_vm: AtomicU64,
     data_vm: AtomicU64,
     locked_vm: AtomicU64,
+    /// How areas that come later are locked into memory. Under the mmap lock.
+    future_locking: AtomicU32,
     rss_anon: AtomicU64,
     users: AtomicU32,
     code_start: AtomicU64,
@@ -148,6 +150,7 @@ impl AddressSpace {
             stack_vm: AtomicU64::new(0),
             data_vm: AtomicU64::new(0),
             locked_vm: AtomicU64::new(0),
+            future_locking: AtomicU32::new(0),
             rss_anon: AtomicU64::new(0),
             users: AtomicU32::new(1),
             code_start: AtomicU64::new(0),
@@ -242,6 +245,16 @@ impl AddressSpace {
     #[must_use]
     pub fn locked_pages(&self) -> u64 {
         self.locked_vm.load_relaxed()
+    }
+
+    /// The flags by which new areas are locked into memory.
+    pub(crate) fn future_locking(&self) -> VmaFlags {
+        VmaFlags::from_bits_truncate(self.future_locking.load_relaxed())
+    }
+
+    /// Says how new areas are locked into memory. The mmap lock is held for writing.
+    pub(crate) fn set_future_locking(&self, flags: VmaFlags) {
+        self.future_locking.store_relaxed(flags.bits());
     }
 
     fn vm_total(&self, kind: VmKind) -> &AtomicU64 {

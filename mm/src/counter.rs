@@ -26,10 +26,14 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Base pages that are locked into memory.
+    NrMlock => "nr_mlock",
     /// Base pages on the inactive anonymous LRU lists.
     NrInactiveAnon => "nr_inactive_anon",
     /// Base pages on the active anonymous LRU lists.
     NrActiveAnon => "nr_active_anon",
+    /// Base pages that reclaim has nothing to look for in: those that are locked into memory.
+    NrUnevictable => "nr_unevictable",
     /// Base pages in slabs that reclaim cannot shrink.
     NrSlabUnreclaimable => "nr_slab_unreclaimable",
     /// Base pages of anonymous memory that were taken off the LRU lists to be moved.
@@ -62,6 +66,12 @@ counters! {
     ThpMigrationFail => "thp_migration_fail",
     /// Huge pages split in order to move their parts.
     ThpMigrationSplit => "thp_migration_split",
+    /// Base pages that were locked into memory.
+    UnevictableMlocked => "unevictable_pgs_mlocked",
+    /// Base pages that were no longer locked while somebody had them.
+    UnevictableMunlocked => "unevictable_pgs_munlocked",
+    /// Base pages that were locked until they were freed.
+    UnevictableCleared => "unevictable_pgs_cleared",
     /// Huge pages put in by a page fault.
     ThpFaultAlloc => "thp_fault_alloc",
     /// Faults that wanted a huge page and got a small one because none was free.

@@ -84,7 +84,9 @@ impl<P: Platform> Memory<P> {
         gather: &mut Gather<'_, P>,
     ) -> Result<(), AllocError> {
         let first_index = vma.linear_index(vma.start());
-        let copy = Vma::moved(child.handle(), vma.range(), vma.flags(), first_index);
+        // A child locks its own memory, or none.
+        let flags = vma.flags() & !VmaFlags::LOCK;
+        let copy = Vma::moved(child.handle(), vma.range(), flags, first_index);
         let copy = self.insert_area(child, copy.with_policy(vma.policy()))?;
         if vma.flags().contains(VmaFlags::WIPEONFORK) {
             return Ok(());

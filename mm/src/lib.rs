@@ -82,6 +82,7 @@ pub use flags::{AllocFlags, PageFlags, Prot, VmaFlags};
 pub use mapping::{MapRequest, Place};
 pub use memory::Memory;
 pub use migrate::{MigrateError, MigrateMode};
+pub use mlock::Locking;
 pub use mremap::{Destination, Remains, Remap};
 pub use node::{MAX_NODES, NodeId, NodeMap, NodeMask};
 pub use order::{Order, PMD_ORDER};

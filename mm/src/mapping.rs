@@ -39,20 +39,22 @@ pub struct MapRequest {
     pub prot: Prot,
     /// How binding `hint` is.
     pub place: Place,
-    /// Further properties: [`VmaFlags::GROWSDOWN`], [`VmaFlags::NORESERVE`]. Shared memory does not exist yet.
+    /// Further properties: [`VmaFlags::GROWSDOWN`], [`VmaFlags::NORESERVE`], [`VmaFlags::LOCKED`]. Shared memory does
+    /// not exist yet.
     pub flags: VmaFlags,
 }
 
 impl<P: Platform> Memory<P> {
-    /// Makes an area of private anonymous memory; returns where it begins.
+    /// Makes an area of private anonymous memory; returns where it begins. If it is locked into memory as a whole, its
+    /// pages are faulted in, as far as that goes.
     ///
     /// # Errors
+    /// [`MapError::LockLimit`]: it would be locked, and more than may be.
     /// [`MapError::Invalid`]: length 0, unaligned fixed place, shared memory asked for.
     /// [`MapError::Occupied`]: only with [`Place::FixedNoReplace`]. [`MapError::NoSpace`]: also a fixed
     /// place past the end of user space. [`MapError::NoMemory`].
     /// After any of them the areas are as before, but what a fixed mapping was to replace may be gone.
     pub fn mmap(&self, space: &AddressSpace, request: MapRequest) -> Result<VirtAddr, MapError> {
-        let flags = VmaFlags::from_prot(request.prot) | request.flags | VmaFlags::PRIVATE_ANON;
         if request.len == 0 || request.flags.contains(VmaFlags::SHARED) {
             return Err(MapError::Invalid);
         }
@@ -61,8 +63,13 @@ impl<P: Platform> Memory<P> {
             .checked_next_multiple_of(PAGE_BYTES)
             .filter(|&len| len <= USER_END);
         let len = len.ok_or(MapError::NoSpace)?;
-        let _mmap = space.lock().write(self.platform());
+        let mmap = space.lock().write(self.platform());
+        let flags = VmaFlags::from_prot(request.prot) | request.flags | VmaFlags::PRIVATE_ANON;
+        let flags = flags | space.future_locking();
         let range = self.find_place(space, request, len)?;
+        if !space.may_lock_more(flags, range.nr_pages()) {
+            return Err(MapError::LockLimit);
+        }
         let replaced = || covered_pages(space, range);
         let allowed = space.may_expand(flags, range.nr_pages())
             || space.may_expand(flags, range.nr_pages() - replaced());
@@ -72,6 +79,10 @@ impl<P: Platform> Memory<P> {
         self.unmap_locked(space, range)?;
         let vma = self.insert_area(space, Vma::new(space.handle(), range, flags))?;
         self.merge_area(space, vma);
+        drop(mmap);
+        if flags.contains(VmaFlags::LOCKED) {
+            self.populate_locked(space, range.start(), len);
+        }
         Ok(range.start())
     }
 
@@ -139,6 +150,7 @@ impl<P: Platform> Memory<P> {
         self.isolate_range_for(space, range, nr_new_areas)?;
         let mut gather = Gather::new(self, space.tables());
         for vma in space.areas().overlapping(range) {
+            self.unlock_pages(space, vma);
             self.zap_range(space, vma.range(), &mut gather);
         }
         while let Some(vma) = space.areas().overlapping(range).next() {
@@ -199,7 +211,7 @@ impl<P: Platform> Memory<P> {
     /// Moves the end of the heap to `end` and returns where it is now: `end`, or the old one if that cannot be
     /// (below its start, out of memory, something in the way). Linux `brk`.
     pub fn brk(&self, space: &AddressSpace, end: VirtAddr) -> VirtAddr {
-        let _mmap = space.lock().write(self.platform());
+        let mmap = space.lock().write(self.platform());
         let (start, old) = space.brk_bounds();
         let (new_page, old_page) = (
             end.as_u64().checked_next_multiple_of(PAGE_BYTES),
@@ -218,6 +230,11 @@ impl<P: Platform> Memory<P> {
             return old;
         }
         space.set_brk_end(end);
+        let is_locked = space.future_locking().contains(VmaFlags::LOCKED);
+        drop(mmap);
+        if is_locked && new_page > old_page {
+            self.populate_locked(space, old_page, new_page - old_page);
+        }
         end
     }
 
@@ -228,7 +245,9 @@ impl<P: Platform> Memory<P> {
         // Like Linux: a page stays free between the heap and what lies above it.
         let is_free = space.areas().is_free_with_room(range, PAGE_BYTES);
         let flags = VmaFlags::from_prot(Prot::READ | Prot::WRITE) | VmaFlags::PRIVATE_ANON;
-        let allowed = space.may_expand(flags, range.nr_pages());
+        let flags = flags | space.future_locking();
+        let pages = range.nr_pages();
+        let allowed = space.may_expand(flags, pages) && space.may_lock_more(flags, pages);
         if !is_free || !allowed || !space.has_room_for_areas(1) {
             return Err(MapError::NoSpace);
         }

@@ -25,7 +25,7 @@ use crate::{
     address_space::AddressSpace,
     flags::{PageFlags, Prot},
     memory::Memory,
-    order::PMD_ORDER,
+    order::{Order, PMD_ORDER},
     page::Page,
     pgtable::{
         MigrationKind, PmdEntry, PmdSlot, PteEntry, RawPte,
@@ -171,6 +171,7 @@ impl<P: Platform> Memory<P> {
                     );
                     self.get_refs(head, 1);
                     fresh += self.rmap_restore_pmd(head, kind != MigrationKind::Read);
+                    self.mlock_mapped(head, place.vma);
                     let (pfn, prot) = (head.pfn(), rights_again(place.vma, kind));
                     let valid = true;
                     pmds.set_pmd(
@@ -197,6 +198,9 @@ impl<P: Platform> Memory<P> {
             if let Some((run, exclusive)) = batch {
                 self.get_refs(run.head, run.nr);
                 fresh += self.rmap_restore_ptes(run, exclusive);
+                if run.head.compound_order() == Order::ZERO {
+                    self.mlock_mapped(run.head, vma);
+                }
             }
         };
         for addr in pages(chunk) {

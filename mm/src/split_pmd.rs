@@ -73,6 +73,10 @@ impl<P: Platform> Memory<P> {
         let first = PteEntry::Present { pfn, prot, marks }.encode().0;
         self.table(table).fill(|i| first + (i << PAGE_SHIFT));
         self.rmap_split_pmd(head);
+        // What PTEs map of a huge page is not locked into memory: no one of them could let go of it.
+        if head.has(PageFlags::MLOCKED) {
+            self.munlock_page(head);
+        }
         // Release: whoever finds the table finds it filled.
         pmds.set_pmd(slot.index, PmdEntry::Table(table));
     }

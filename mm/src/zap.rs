@@ -144,9 +144,10 @@ impl<P: Platform> Memory<P> {
             let _mmap = space.lock().write(self.platform());
             let mut gather = Gather::new(self, space.tables());
             let mut areas = space.areas().overlapping(user_range());
-            areas
-                .by_ref()
-                .for_each(|vma| self.zap_range(&space, vma.range(), &mut gather));
+            areas.by_ref().for_each(|vma| {
+                self.unlock_pages(&space, vma);
+                self.zap_range(&space, vma.range(), &mut gather);
+            });
             // Each area goes before its tables: once it is off its list no rmap walk comes into them. What lies below it
             // is gone already; a table that the next area needs too goes with that one.
             while let Some(vma) = space.areas().find(VirtAddr::zero()) {

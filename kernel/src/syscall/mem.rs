@@ -5,8 +5,8 @@
 
 use linux_abi::{errno::Errno, raw::general as abi};
 use mm::{
-    Access, Advice, Destination, MapRequest, PAGE_BYTES, Place, Prot, Remains, Remap, USER_END, VirtAddr,
-    VirtRange, VmaFlags,
+    Access, Advice, Destination, Locking, MapRequest, PAGE_BYTES, Place, Prot, Remains, Remap, USER_END,
+    VirtAddr, VirtRange, VmaFlags,
 };
 
 use super::{Call, Result, unsupported};
@@ -23,6 +23,7 @@ const FLAGS_DONE: u32 = abi::MAP_TYPE
     | abi::MAP_FIXED_NOREPLACE
     | abi::MAP_GROWSDOWN
     | abi::MAP_NORESERVE
+    | abi::MAP_LOCKED
     | abi::MAP_POPULATE;
 
 fn space(call: &Call<'_>) -> core::result::Result<Space, Errno> {
@@ -81,9 +82,6 @@ pub(super) fn mmap(call: &Call<'_>) -> Result {
         _ => return Err(Errno::EINVAL),
     }
     let unknown = flags & !(FLAGS_DONE | FLAGS_IGNORED);
-    if unknown & abi::MAP_LOCKED != 0 {
-        return unsupported!(Errno::EAGAIN, "mmap with MAP_LOCKED: there is no mlock");
-    }
     if unknown & abi::MAP_32BIT != 0 {
         return unsupported!(Errno::ENOMEM, "mmap with MAP_32BIT");
     }
@@ -116,6 +114,7 @@ fn map_anonymous(space: &Space, addr: u64, len: u64, prot: Prot, flags: u32) -> 
     let mut area_flags = VmaFlags::empty();
     area_flags.set(VmaFlags::GROWSDOWN, flags & abi::MAP_GROWSDOWN != 0);
     area_flags.set(VmaFlags::NORESERVE, flags & abi::MAP_NORESERVE != 0);
+    area_flags.set(VmaFlags::LOCKED, flags & abi::MAP_LOCKED != 0);
     let start = mm()
         .mmap(
             space,
@@ -261,6 +260,96 @@ pub(super) fn madvise(call: &Call<'_>) -> Result {
         mm::MapError::NoMemory(_) | mm::MapError::NoSpace if !populates => Errno::EAGAIN,
         other => errno(other),
     })?;
+    Ok(0)
+}
+
+/// The pages that `mlock` and relatives mean: from the one around `addr` to the one in which `len` bytes end, cut off
+/// where user space ends. As on Linux a length that wraps when it is rounded up means none.
+fn pages_around(addr: u64, len: u64) -> core::result::Result<Option<VirtRange>, Errno> {
+    let start = addr & !(PAGE_BYTES - 1);
+    let len = len.wrapping_add(addr - start).wrapping_add(PAGE_BYTES - 1) & !(PAGE_BYTES - 1);
+    let end = start.checked_add(len).ok_or(Errno::EINVAL)?;
+    if len == 0 {
+        return Ok(None);
+    }
+    let end = end.min(USER_END);
+    VirtRange::user(start, end.saturating_sub(start))
+        .map(Some)
+        .ok_or(Errno::ENOMEM)
+}
+
+fn lock(call: &Call<'_>, locking: Locking) -> Result {
+    let (addr, len) = (call.raw(0), call.raw(1));
+    let Some(range) = pages_around(addr, len)? else {
+        return Ok(0);
+    };
+    let space = space(call)?;
+    mm().mlock(&space, range, locking).map_err(errno)?;
+    if range.end().as_u64() - addr < len {
+        return Err(Errno::ENOMEM);
+    }
+    if locking == Locking::Whole {
+        // POSIX: no memory for the pages is EAGAIN, no pages there is ENOMEM.
+        mm().populate_areas(&space, range).map_err(|error| match error {
+            mm::MapError::NoMemory(_) => Errno::EAGAIN,
+            _ => Errno::ENOMEM,
+        })?;
+    }
+    Ok(0)
+}
+
+/// `mlock(addr, len)`.
+pub(super) fn mlock(call: &Call<'_>) -> Result {
+    lock(call, Locking::Whole)
+}
+
+/// `mlock2(addr, len, flags)`.
+pub(super) fn mlock2(call: &Call<'_>) -> Result {
+    match call.uint(2) {
+        0 => lock(call, Locking::Whole),
+        MLOCK_ONFAULT => lock(call, Locking::OnFault),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// Of `mlock2`: nothing is faulted in.
+const MLOCK_ONFAULT: u32 = 1;
+
+/// `munlock(addr, len)`.
+pub(super) fn munlock(call: &Call<'_>) -> Result {
+    lock(call, Locking::Unlocked)
+}
+
+/// `mlockall(flags)`.
+pub(super) fn mlockall(call: &Call<'_>) -> Result {
+    let flags = call.uint(0);
+    let known = abi::MCL_CURRENT | abi::MCL_FUTURE | abi::MCL_ONFAULT;
+    if flags == 0 || flags & !known != 0 || flags == abi::MCL_ONFAULT {
+        return Err(Errno::EINVAL);
+    }
+    let locking = if flags & abi::MCL_ONFAULT != 0 {
+        Locking::OnFault
+    } else {
+        Locking::Whole
+    };
+    let current = (flags & abi::MCL_CURRENT != 0).then_some(locking);
+    let future = if flags & abi::MCL_FUTURE != 0 {
+        locking
+    } else {
+        Locking::Unlocked
+    };
+    let space = space(call)?;
+    mm().mlock_all(&space, current, future).map_err(errno)?;
+    if current == Some(Locking::Whole) {
+        mm().populate_all_locked(&space);
+    }
+    Ok(0)
+}
+
+/// `munlockall()`.
+pub(super) fn munlockall(call: &Call<'_>) -> Result {
+    let none = Locking::Unlocked;
+    mm().mlock_all(&*space(call)?, Some(none), none).map_err(errno)?;
     Ok(0)
 }
 

@@ -239,7 +239,7 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
 
     pub(super) fn counters(&self, spaces: &[&AddressSpace]) -> Result<(), Violation> {
         let (mem, sums) = (self.mem, &self.sums);
-        let [inactive, active] = sums.lru;
+        let [inactive, active, unevictable] = sums.lru;
         for (counter, sum) in [
             (Counter::NrAnonPages, sums.anon_pages),
             (Counter::NrAnonThps, sums.anon_thps),
@@ -247,6 +247,9 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
             (Counter::NrSlabUnreclaimable, sums.slabs),
             (Counter::NrInactiveAnon, inactive),
             (Counter::NrActiveAnon, active),
+            (Counter::NrUnevictable, unevictable),
+            // Nobody moves pages while this runs, so each is on its list.
+            (Counter::NrMlock, unevictable),
             (Counter::NrIsolatedAnon, sums.isolated),
             // What was handed out and not given back is what is not free now.
             (

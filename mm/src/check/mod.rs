@@ -148,7 +148,7 @@ struct Sums {
     tables: u64,
     slabs: u64,
     slab_objects: u64,
-    lru: [u64; 2],
+    lru: [u64; 3],
     isolated: u64,
     areas: u64,
     anon_vmas: u64,

@@ -121,20 +121,19 @@ impl<'c, P: Platform, S: Scratch + ?Sized> Checker<'c, P, S> {
         let mem = self.mem;
         for (number, node) in mem.nodes().iter().enumerate() {
             let lists = node.lru().lock(mem.platform());
-            for (nth, kind) in [LruKind::InactiveAnon, LruKind::ActiveAnon]
-                .into_iter()
-                .enumerate()
-            {
+            for (nth, kind) in LruKind::ALL.into_iter().enumerate() {
                 let mut walked = 0;
                 for page in lists.list(kind).iter(mem.pages()) {
                     walked += 1;
                     self.sums.lru[nth] += u64::from(page.compound_order().nr_pages());
-                    let active = page.has(PageFlags::ACTIVE);
+                    let own = LruKind::of(page.state().flags());
+                    about(page, Rule::Lru, kind as u32, own as u32)?;
+                    let is_locked = page.has(PageFlags::MLOCKED);
                     about(
                         page,
                         Rule::Lru,
-                        u32::from(kind == LruKind::ActiveAnon),
-                        u32::from(active),
+                        u32::from(kind == LruKind::Unevictable),
+                        u32::from(is_locked),
                     )?;
                     self.on_its_node(page, number, Rule::Lru)?;
                     self.mark(page, Seen::LRU, Rule::Lru)?;

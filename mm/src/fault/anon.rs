@@ -107,6 +107,7 @@ impl<P: Platform> Memory<P> {
         self.make_anon(page, vma, addr.align_down(PAGE_BYTES));
         self.rmap_new_small(page);
         self.lru_add(page);
+        self.mlock_mapped(page, vma);
         page
     }
 

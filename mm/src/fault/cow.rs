@@ -114,6 +114,7 @@ impl<P: Platform> Memory<P> {
         } else {
             let run = Run::of(old);
             self.rmap_remove_ptes(run);
+            self.munlock_unmapped(run.head, vma);
             drop(ptes);
             self.put_refs(run.head, 1);
         }

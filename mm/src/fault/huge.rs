@@ -97,6 +97,7 @@ impl<P: Platform> Memory<P> {
         self.make_anon(head, vma, span.start());
         self.rmap_new_huge(head);
         self.lru_add(head);
+        self.mlock_mapped(head, vma);
     }
 
     /// Zeroes a huge page, the base page that faulted last, so that it is in the cache when the program goes on.

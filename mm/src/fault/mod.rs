@@ -177,8 +177,9 @@ impl<P: Platform> Memory<P> {
                 return VmFault::Retry;
             }
             let grown = (vma.start() - start) / PAGE_BYTES;
-            let allowed =
-                vma.end() - start <= space.limit(Limit::Stack) && space.may_expand(vma.flags(), grown);
+            let allowed = vma.end() - start <= space.limit(Limit::Stack)
+                && space.may_expand(vma.flags(), grown)
+                && space.may_lock_more(vma.flags(), grown);
             if !vma.flags().contains(VmaFlags::GROWSDOWN) || !allowed {
                 return refused;
             }

@@ -220,6 +220,8 @@ impl<P: Platform> Memory<P> {
         anon_vma.get(1);
         to.set_identity(from.own_mapping(), from.index());
         to.set_flags(from.state().flags() & MOVED);
+        // What is counted by this flag is now the target.
+        from.clear_flags(PageFlags::MLOCKED);
         for i in 0..from.compound_order().nr_pages() {
             let [from, to] = [from, to].map(|page| self.platform().frame_ptr(page.offset(i).pfn()));
             // SAFETY: the target's frames are the caller's own; the source is frozen and no entry leads to it, so

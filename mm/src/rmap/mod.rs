@@ -21,7 +21,7 @@ pub use walk::{MappedBy, Mapping};
 
 use crate::{
     counter::Counter,
-    flags::PageFlags,
+    flags::{PageFlags, VmaFlags},
     memory::Memory,
     order::Order,
     page::{
@@ -126,6 +126,21 @@ impl<P: Platform> Memory<P> {
         let folio = run.head.lock_mapcount(self.platform());
         let gone = Mapcount::unmap_ptes(&folio, run.first, run.nr);
         self.account_unmapped(run.head, gone);
+    }
+
+    /// An entry of `vma` maps a page for itself, a base page by a PTE or a huge page by a PMD: an area that is locked into
+    /// memory locks it. The entry's table is locked.
+    pub(crate) fn mlock_mapped(&self, head: Page<'_>, vma: Handle<Vma>) {
+        if vma.flags().contains(VmaFlags::LOCKED) {
+            self.mlock_page(head);
+        }
+    }
+
+    /// The opposite of [`Self::mlock_mapped`].
+    pub(crate) fn munlock_unmapped(&self, head: Page<'_>, vma: Handle<Vma>) {
+        if vma.flags().contains(VmaFlags::LOCKED) && head.has(PageFlags::MLOCKED) {
+            self.munlock_page(head);
+        }
     }
 
     /// A PMD stopped mapping the huge page at `head`.

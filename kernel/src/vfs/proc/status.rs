@@ -1,7 +1,7 @@
 //! `/proc/PID/status` and `statm`: a process in a few lines.
 //!
-//! Lines whose numbers are not kept here are left out: peaks (`VmPeak`, `VmHWM`), capabilities, queued signals, context
-//! switches. What cannot exist yet is a true zero: pages of files, shared memory, swap, locked pages, tracers.
+//! Lines whose numbers are not kept here are left out: capabilities, queued signals, context switches. What cannot exist
+//! yet is a true zero: pages of files, shared memory, swap, tracers.
 
 use alloc::{boxed::Box, string::String};
 use core::fmt::{self, Write};
@@ -111,9 +111,11 @@ fn state(process: &Process) -> Option<&'static str> {
 fn memory(out: &mut String, space: &AddressSpace) -> fmt::Result {
     let sizes = Sizes::of(space);
     let lines = [
+        ("VmPeak", space.peak_vm_pages() * PAGE_KB),
         ("VmSize", sizes.total * PAGE_KB),
-        ("VmLck", 0),
+        ("VmLck", space.locked_pages() * PAGE_KB),
         ("VmPin", 0),
+        ("VmHWM", space.peak_rss_pages() * PAGE_KB),
         ("VmRSS", sizes.resident * PAGE_KB),
         ("RssAnon", sizes.resident * PAGE_KB),
         ("RssFile", 0),

@@ -29,6 +29,8 @@ pub fn meminfo() -> Box<[u8]> {
         ("Inactive", inactive),
         ("Active(anon)", active),
         ("Inactive(anon)", inactive),
+        ("Unevictable", count(Counter::NrUnevictable)),
+        ("Mlocked", count(Counter::NrMlock)),
         // There is no swap device: these are true zeroes.
         ("SwapTotal", 0),
         ("SwapFree", 0),
