@@ -207,3 +207,53 @@ fn every_allocation_of_the_demonstration_may_fail() {
         assert!(seen.contains_key(step), "nothing failed in: {step}");
     }
 }
+
+/// One page, one huge page, and children until memory ends: every count is exact at every size, the fork that is refused
+/// leaves nothing, and when all are gone the pages are the parent's alone again.
+#[test]
+fn ten_thousand_children_share_a_page() {
+    const CHILDREN: usize = if cfg!(miri) { 20 } else { 10_000 };
+    // Four tables each, and their records.
+    let sim = Sim::boot(&Config {
+        frames: u32::try_from(CHILDREN * 5 + 4096).expect("few enough"),
+        nr_cpus: 1,
+        holes: Vec::new(),
+    });
+    let before = sim.nr_free_pages();
+    let parent = sim.start(CpuId::new(0)).expect("memory is there");
+    map(&sim, &parent, 0, HUGE, Place::Fixed).expect("memory is there");
+    touch(&parent, 0, HUGE).expect("memory is there");
+    map(&sim, &parent, HUGE, 1, Place::Fixed).expect("memory is there");
+    touch(&parent, HUGE, 1).expect("memory is there");
+    let frame = |page| {
+        let word = mm::report::pagemap(&*sim, &parent, VirtAddr::new(addr(page)));
+        mm::Pfn::new(u32::try_from(word & ((1 << 55) - 1)).expect("a frame number"))
+    };
+    let pages = [frame(0), frame(HUGE)].map(|pfn| sim.pages().page(pfn));
+    let mut children = Vec::new();
+    let refused = loop {
+        match parent.run(|| sim.fork_space(&parent)) {
+            Ok(child) => children.push(child),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, MapError::NoMemory(_)), "{refused:?}");
+    assert!(children.len() >= CHILDREN, "only {} children", children.len());
+    let users = u32::try_from(children.len() + 1).expect("few enough");
+    for page in pages {
+        assert_eq!((page.mapcount(), page.refs_hint()), (users, users), "{page:?}");
+    }
+    for child in children.drain(..) {
+        parent.run(|| sim.put_space(child));
+    }
+    for page in pages {
+        assert_eq!((page.mapcount(), page.refs_hint()), (1, 1), "{page:?}");
+    }
+    sim.verify(&[&parent], &());
+    touch(&parent, 0, 1).expect("nothing is to be copied");
+    touch(&parent, HUGE, 1).expect("nothing is to be copied");
+    assert_eq!([frame(0), frame(HUGE)], pages.map(|page| page.pfn()));
+    drop(parent);
+    sim.verify(&[], &());
+    assert_eq!(sim.nr_free_pages(), before);
+}
