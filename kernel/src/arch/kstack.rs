@@ -18,7 +18,8 @@ use crate::platform::mm;
 pub const STACK_BYTES: u64 = 32 * 1024;
 const SLOT_BYTES: u64 = 64 * 1024;
 const GUARD_BYTES: u64 = SLOT_BYTES - STACK_BYTES;
-const MAX_STACKS: usize = 1024;
+/// As many as Linux has process numbers by default; memory ends first.
+const MAX_STACKS: usize = 32768;
 const WORDS: usize = MAX_STACKS / 64;
 
 /// Bit set of used slots. Slot 0 is the boot thread's.
@@ -80,7 +81,8 @@ impl KernelStack {
 
     fn map(&mut self) -> Result<(), StackError> {
         for page in self.pages() {
-            let pfn = mm().alloc_pages(Order::ZERO, AllocFlags::empty())?;
+            // Who runs already comes first: new threads are refused while there is still memory for page faults.
+            let pfn = mm().alloc_pages(Order::ZERO, AllocFlags::OPPORTUNISTIC)?;
             if paging::map_kernel_page(page, pfn, PageSize::Page).is_err() {
                 mm().free_pages(pfn, Order::ZERO);
                 return Err(StackError::NoMemory);

@@ -12,6 +12,7 @@
 //! | [`mod@file`], [`path`] | descriptors; names |
 //! | [`proc`] | identity, limits, ends, futex |
 //! | [`task`] | fork, exec, wait |
+//! | [`mount`] | file systems, which stay in their places |
 //! | [`splice`] | pages of programs in pipes |
 //! | [`signal`] | dispositions, masks, kill |
 //! | [`time`] | clocks and sleeping |
@@ -28,6 +29,7 @@ mod fields;
 pub mod file;
 pub mod futex;
 pub mod mem;
+pub mod mount;
 pub mod path;
 pub mod proc;
 pub mod signal;

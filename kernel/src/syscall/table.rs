@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_abi::{errno::Errno, raw::general as nr};
 
-use super::{Call, Result, file, futex, mem, path, proc, signal, splice, task, time};
+use super::{Call, Result, file, futex, mem, mount, path, proc, signal, splice, task, time};
 use crate::{heap, log};
 
 /// Answers one call.
@@ -139,6 +139,8 @@ table! {
     __NR_splice "splice" => splice::splice,
     __NR_tee "tee" => splice::tee,
     __NR_vmsplice "vmsplice" => splice::vmsplice,
+    __NR_mount "mount" => mount::mount,
+    __NR_umount2 "umount2" => mount::umount2,
     __NR_ppoll "ppoll" => file::ppoll,
     __NR_set_robust_list "set_robust_list" => proc::set_robust_list,
     __NR_get_robust_list "get_robust_list" => proc::get_robust_list,

@@ -13,7 +13,12 @@
 //!
 //! Locks: one spin lock per field, for a few instructions, never over a user copy, an operation of `mm`, or a wait.
 
-use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
+use alloc::{
+    boxed::Box,
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
 use core::{
     fmt,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -29,7 +34,7 @@ use super::{
     sched,
     signal::{Delivery, Signal, Signals},
     space::Space,
-    thread,
+    thread::{self, Thread},
     usage::{Usage, Used},
     wait::WaitQueue,
 };
@@ -185,6 +190,8 @@ pub struct Process {
     limits: Mutex<[Limit; NR_LIMITS]>,
     /// Address of the list of robust futexes, as the program gave it.
     robust_list: Mutex<u64>,
+    /// Its one thread.
+    thread: Mutex<Weak<Thread>>,
     fail_nth: FailNth,
     usage: Usage,
     /// What its children had used that it has waited for, theirs included.
@@ -207,8 +214,8 @@ const COMM_MAX: usize = 15;
 
 static PROCESSES: Mutex<BTreeMap<Pid, Arc<Process>>> = Mutex::new(BTreeMap::new());
 static LAST_PID: AtomicU32 = AtomicU32::new(Pid::INIT.0);
-/// Most processes at a time: each has a kernel stack.
-const MAX_PROCESSES: usize = 4096;
+/// Most processes at a time: as many as Linux has numbers by default.
+const MAX_PROCESSES: usize = 32768;
 
 /// Whose memory a new process runs in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -279,6 +286,7 @@ impl Process {
             signals: Mutex::new(Signals::new()),
             limits: Mutex::new(default_limits()),
             robust_list: Mutex::new(0),
+            thread: Mutex::default(),
             fail_nth: FailNth::default(),
             usage: Usage::default(),
             children: Mutex::default(),
@@ -315,6 +323,7 @@ impl Process {
             signals: Mutex::new(self.signals.lock().of_child()),
             limits: Mutex::new(*self.limits.lock()),
             robust_list: Mutex::new(0),
+            thread: Mutex::default(),
             fail_nth: FailNth::default(),
             usage: Usage::default(),
             children: Mutex::default(),
@@ -412,6 +421,16 @@ impl Process {
     #[must_use]
     pub fn robust_list(&self) -> &Mutex<u64> {
         &self.robust_list
+    }
+
+    /// Its thread; `None` before there is one, and when that has ended.
+    pub(super) fn thread(&self) -> Option<Arc<Thread>> {
+        self.thread.lock().upgrade()
+    }
+
+    /// Takes note of its thread.
+    pub(super) fn set_thread(&self, thread: &Arc<Thread>) {
+        *self.thread.lock() = Arc::downgrade(thread);
     }
 
     /// Which of its allocations is to fail.

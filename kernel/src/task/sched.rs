@@ -377,12 +377,16 @@ pub(super) fn change_address_space(space: Space) {
 
 /// Ends the sleep of a process's thread, whatever it sleeps for: it looks again.
 pub(super) fn interrupt(process: &Process) {
-    let mut scheduler = SCHEDULER.lock();
-    for index in 0..BUCKETS {
-        if !scheduler.waiting[index].is_empty() {
-            scheduler.wake_in(index, |thread| thread.works_for(process));
+    let Some(thread) = process.thread() else { return };
+    {
+        let mut scheduler = SCHEDULER.lock();
+        if let Some(key) = thread.scheduled.key.get() {
+            scheduler.wake_in(bucket_index(key), |waiting| {
+                core::ptr::eq(waiting, Arc::as_ptr(&thread))
+            });
         }
     }
+    drop(thread);
 }
 
 /// Ends the running thread's turn for ever.

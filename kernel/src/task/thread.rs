@@ -182,13 +182,6 @@ impl Thread {
         self.process.lock().as_deref().map(f)
     }
 
-    /// Whether it runs for `process`.
-    pub(super) fn works_for(&self, process: &Process) -> bool {
-        let own = self.process.lock();
-        own.as_ref()
-            .is_some_and(|own| core::ptr::eq(Arc::as_ptr(own), process))
-    }
-
     /// Whether it has ended.
     #[must_use]
     pub fn has_exited(&self) -> bool {
@@ -400,6 +393,7 @@ fn spawn(
     heap::reserve(size_of::<Thread>()).map_err(|_| StackError::NoMemory)?;
     let stack = KernelStack::new()?;
     let thread = Arc::new(Thread::new(name, stack, process, registers, Some(body)));
+    thread.with_process(|process| process.set_thread(&thread));
     // SAFETY: the stack is new, mapped, and nobody's.
     let stack_pointer = unsafe { context::prepare(thread.stack_top(), start) };
     sched::start(&thread, stack_pointer);

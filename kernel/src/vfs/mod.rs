@@ -13,6 +13,7 @@
 //! | [`mod@file`] | open files and what can be done with them |
 //! | [`fd`] | the table of descriptors |
 //! | [`pipe`] | pipes |
+//! | [`mounts`] | what is mounted where |
 //! | [`dev`], [`tty`] | devices; the terminal's line discipline |
 //! | [`knob`] | files that show and change how the kernel works, in `/sys`, `/proc/sys` and debugfs |
 //! | [`proc`] | `/proc`: formats only, the data come from `mm::report` and the process table |
@@ -27,6 +28,7 @@ pub mod fd;
 pub mod file;
 pub mod initramfs;
 pub mod knob;
+pub mod mounts;
 pub mod pipe;
 pub mod proc;
 pub mod tree;
@@ -56,7 +58,8 @@ pub fn mount_root(archives: &'static [u8]) -> Result<Unpacked, AddError> {
     let unpacked = initramfs::unpack(&mut tree, archives);
     let mounted = dev::populate(&mut tree)
         .and_then(|()| proc::populate(&mut tree))
-        .and_then(|()| knob::populate(&mut tree));
+        .and_then(|()| knob::populate(&mut tree))
+        .and_then(|()| mounts::populate(&mut tree));
     ROOT.call_once(|| tree);
     mounted.map(|()| unpacked)
 }

@@ -29,6 +29,10 @@ pub(super) fn cases() -> Vec<Case> {
         }),
         Case::new("abi::pipes_wait_and_tell_who_is_gone", || kept("pipes").map(drop)),
         Case::new("abi::pages_in_pipes_are_pinned", || kept("splice").map(drop)),
+        Case::new("abi::as_many_children_as_memory_allows", many_children),
+        Case::new("abi::mounts_failures_waits_and_usage", || {
+            kept("system").map(drop)
+        }),
         Case::new("abi::wild_system_calls_hurt_nobody", wild_calls),
         Case::new("abi::vector_registers_survive_other_programs", vector_registers),
         Case::new("abi::bad_ends_have_their_status", bad_ends),
@@ -168,6 +172,22 @@ fn memory_runs_out() -> Result<(), Failed> {
     let text = captured.text();
     let is_right = text.contains("all of memory is in order") && text.contains("ended with status 137");
     ensure(is_right, || format!("{text}\nlog:\n{}", captured.log))
+}
+
+/// Until a fork is refused, and then again: what they had must have come back.
+fn many_children() -> Result<(), Failed> {
+    let input = format!(
+        "run abi-check children\ncheck\nrun abi-check children\nrun abi-check tasks\ncheck\npoweroff {LAST}\n"
+    );
+    let mut machine = bench::machine()?;
+    machine.memory_mib = 256;
+    let captured = bench::run(&machine, input.as_bytes())?;
+    ended(&captured, LAST)?;
+    let text = captured.text();
+    ensure(text.matches("all of memory is in order").count() == 2, || {
+        format!("the memory is not in order:\n{text}\nlog:\n{}", captured.log)
+    })?;
+    all_kept(&captured)
 }
 
 fn stdin() -> Result<(), Failed> {

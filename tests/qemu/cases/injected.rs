@@ -17,7 +17,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new("injected::demonstration", || survives(&["thp-demo"])),
         Case::new("injected::files_and_signals", || {
-            survives(&["abi-check files", "abi-check signals"])
+            survives(&["abi-check files", "abi-check signals", "abi-check args"])
         }),
         Case::new("injected::memory", || survives(&["abi-check memory"])),
         Case::new("injected::views", || survives(&["abi-check views"])),

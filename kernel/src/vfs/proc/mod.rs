@@ -42,6 +42,10 @@ pub enum TextFile {
     Buddyinfo,
     /// What kernel this is.
     Version,
+    /// Types of file systems.
+    Filesystems,
+    /// What is mounted where.
+    Mounts,
     /// Areas of a process.
     Maps,
     /// Areas of a process, and what they have in memory.
@@ -72,6 +76,9 @@ impl TextFile {
             Self::Vmstat => Ok(system::vmstat()),
             Self::Buddyinfo => Ok(system::buddyinfo()),
             Self::Version => Ok(system::version()),
+            Self::Filesystems => Ok(system::filesystems()),
+            // The same for every process.
+            Self::Mounts => Ok(system::mounts()),
             Self::Maps => of_process(process::maps),
             Self::Smaps => of_process(smaps::smaps),
             Self::SmapsRollup => of_process(smaps::rollup),
@@ -155,6 +162,8 @@ pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
         ("proc/vmstat", text(TextFile::Vmstat), 0o444),
         ("proc/buddyinfo", text(TextFile::Buddyinfo), 0o444),
         ("proc/version", text(TextFile::Version), 0o444),
+        ("proc/filesystems", text(TextFile::Filesystems), 0o444),
+        ("proc/PID/mounts", text(TextFile::Mounts), 0o444),
         ("proc/kpageflags", words(WordFile::Kpageflags), 0o400),
         ("proc/kpagecount", words(WordFile::Kpagecount), 0o400),
         ("proc/PID/maps", text(TextFile::Maps), 0o444),
@@ -174,6 +183,11 @@ pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
     tree.add(
         b"proc/self",
         Kind::ProcSelf,
+        Attributes::root(abi::S_IFLNK | 0o777),
+    )?;
+    tree.add(
+        b"proc/mounts",
+        Kind::Symlink((*b"self/mounts").into()),
         Attributes::root(abi::S_IFLNK | 0o777),
     )?;
     tree.add(

@@ -5,7 +5,11 @@ use core::fmt::Write;
 
 use mm::{Counter, PAGE_BYTES, PMD_SIZE};
 
-use crate::{platform::mm, version};
+use crate::{
+    platform::mm,
+    version,
+    vfs::mounts::{MOUNTS, Mount, TYPES},
+};
 
 const KIB: u64 = 1024;
 /// kB in a base page.
@@ -79,6 +83,22 @@ fn buddyinfo_line(out: &mut String, node: usize, zone: &str, blocks: &[u64]) -> 
     write!(out, "Node {node}, zone {zone:>8} ")?;
     blocks.iter().try_for_each(|count| write!(out, "{count:>6} "))?;
     writeln!(out)
+}
+
+/// `/proc/filesystems`.
+#[must_use]
+pub fn filesystems() -> Box<[u8]> {
+    text(|out| TYPES.iter().try_for_each(|kind| writeln!(out, "nodev\t{kind}")))
+}
+
+/// `/proc/PID/mounts`. The name of a device, where there is none, is that of the type.
+#[must_use]
+pub fn mounts() -> Box<[u8]> {
+    text(|out| {
+        MOUNTS
+            .iter()
+            .try_for_each(|Mount { kind, path, options }| writeln!(out, "{kind} {path} {kind} {options} 0 0"))
+    })
 }
 
 /// `/proc/version`.

@@ -4,6 +4,7 @@
 //! `fuzz` also run on Linux, where they must say the same.
 
 mod args;
+mod children;
 mod ends;
 mod files;
 mod fpu;
@@ -12,6 +13,7 @@ mod memory;
 mod pipes;
 mod signals;
 mod splice;
+mod system;
 mod tasks;
 mod views;
 
@@ -29,6 +31,11 @@ const CASES: &[Case] = &[
         name: "args",
         does: "arguments, environment, auxiliary vector, alignment",
         run: args::check,
+    },
+    Case {
+        name: "children",
+        does: "forks until there is no room, all sharing two pages: [AT_LEAST]",
+        run: children::check,
     },
     Case {
         name: "echo",
@@ -74,6 +81,11 @@ const CASES: &[Case] = &[
         name: "splice",
         does: "pages in pipes, and the huge pages that they pin",
         run: splice::check,
+    },
+    Case {
+        name: "system",
+        does: "mounts, failing allocations, waitid, getrusage",
+        run: system::check,
     },
     Case {
         name: "views",
