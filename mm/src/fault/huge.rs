@@ -13,6 +13,7 @@ use crate::{
     folio::Folio,
     memory::Memory,
     order::PMD_ORDER,
+    page::Page,
     pgtable::{PmdEntry, PmdSlot, PtLock, RawPmd, cursor::Level, entry::Marks},
     platform::Platform,
     settings::ThpMode,
@@ -55,44 +56,62 @@ impl<P: Platform> Memory<P> {
             self.add(Counter::ThpFaultFallback, 1);
             return Ok(Outcome::Fallback);
         };
-        // Set aside now what a later split needs (I9).
-        let table = match self.alloc_deposit() {
-            Ok(table) => table,
+        let (folio, table) = self.with_deposit(folio)?;
+        self.clear_huge(folio.pfn(), Level::Pte.index(fault.addr));
+        let outcome = self.publish_huge(space, slot, (folio, table), |head| {
+            self.prepare_new_huge(head, vma, slot.span);
+            space.add_rss(i64::from(HPAGE_PAGES));
+            self.add(Counter::ThpFaultAlloc, 1);
+            (vma.prot(), Marks::of_access(fault.access))
+        });
+        Ok(Outcome::Resolved(outcome))
+    }
+
+    /// Sets aside now what a later split of the mapping of `folio` needs (I9).
+    fn with_deposit<'m>(&'m self, folio: Folio<'m>) -> Result<(Folio<'m>, Pfn), AllocError> {
+        match self.alloc_deposit() {
+            Ok(table) => Ok((folio, table)),
             Err(error) => {
                 self.put(folio);
-                return Err(error);
+                Err(error)
             }
-        };
-        self.clear_huge(folio.pfn(), Level::Pte.index(fault.addr));
+        }
+    }
+
+    /// Maps a folio by one entry, and deposits the table that goes with it, if nothing is mapped there; otherwise gives
+    /// both back. `prepare` runs under the PMD table's lock, when nothing can fail any more, and says what the entry allows.
+    fn publish_huge<'m>(
+        &'m self,
+        space: &AddressSpace,
+        slot: PmdSlot,
+        (folio, table): (Folio<'m>, Pfn),
+        prepare: impl FnOnce(Page<'m>) -> (Prot, Marks),
+    ) -> VmFault {
         let pmds = self.lock_table(slot.table);
         if pmds.pmd(slot.index) != PmdEntry::None {
             drop(pmds);
             self.free_table(table);
             self.put(folio);
-            return Ok(Outcome::Resolved(VmFault::Retry));
+            return VmFault::Retry;
         }
-        self.prepare_new_huge(&folio, vma, slot.span);
         self.deposit_table(&pmds, table);
+        space.tables().count(1);
         let head = folio.into_raw();
-        let marks = Marks::of_access(fault.access);
+        let (prot, marks) = prepare(head);
         pmds.set_pmd(
             slot.index,
             PmdEntry::Huge {
                 pfn: head.pfn(),
-                prot: vma.prot(),
+                prot,
                 marks,
                 valid: true,
             },
         );
-        space.add_rss(i64::from(HPAGE_PAGES));
-        space.tables().count(1);
-        self.add(Counter::ThpFaultAlloc, 1);
-        Ok(Outcome::Resolved(VmFault::Done))
+        VmFault::Done
     }
 
     /// Turns a fresh compound page into anonymous memory of `vma`, mapped once by PMD. The PMD table is locked.
-    fn prepare_new_huge(&self, folio: &Folio<'_>, vma: Handle<Vma>, span: VirtRange) {
-        let head = folio.page();
+    fn prepare_new_huge(&self, head: Page<'_>, vma: Handle<Vma>, span: VirtRange) {
         head.set_flags(NEW_ANON);
         self.make_anon(head, vma, span.start());
         self.rmap_new_huge(head);
@@ -112,33 +131,9 @@ impl<P: Platform> Memory<P> {
         let Ok(folio) = self.get_huge_zero_page() else {
             return Ok(Outcome::Fallback);
         };
-        let table = match self.alloc_deposit() {
-            Ok(table) => table,
-            Err(error) => {
-                self.put(folio);
-                return Err(error);
-            }
-        };
-        let pmds = self.lock_table(slot.table);
-        if pmds.pmd(slot.index) != PmdEntry::None {
-            drop(pmds);
-            self.free_table(table);
-            self.put(folio);
-            return Ok(Outcome::Resolved(VmFault::Retry));
-        }
-        self.deposit_table(&pmds, table);
-        space.tables().count(1);
-        let pfn = folio.into_raw().pfn();
-        pmds.set_pmd(
-            slot.index,
-            PmdEntry::Huge {
-                pfn,
-                prot: Prot::READ,
-                marks: Marks::READ,
-                valid: true,
-            },
-        );
-        Ok(Outcome::Resolved(VmFault::Done))
+        let mapped = self.with_deposit(folio)?;
+        let outcome = self.publish_huge(space, slot, mapped, |_| (Prot::READ, Marks::READ));
+        Ok(Outcome::Resolved(outcome))
     }
 
     /// The span is mapped by one entry already: somebody was faster, or it is a write to what was read-only.

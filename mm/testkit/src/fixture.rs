@@ -7,8 +7,8 @@
 //! Pages are counted from [`HOME`]. Everything here fails by panicking: it is for tests alone.
 
 use mm::{
-    Counter, MapRequest, Pfn, Place, Prot, VirtAddr, VirtRange, VmaFlags, fault::Access, platform::CpuId,
-    split_folio::SplitError,
+    Counter, MapRequest, PMD_ORDER, Pfn, Place, Prot, VirtAddr, VirtRange, VmaFlags, fault::Access,
+    platform::CpuId, split_folio::SplitError, trace::Event,
 };
 
 use crate::{
@@ -237,6 +237,16 @@ impl Events {
             split_pmd: self.split_pmd - earlier.split_pmd,
         }
     }
+}
+
+/// The blocks in which frames of the huge page at `head` were freed: first frame, number of frames.
+#[must_use]
+pub fn frees_of(events: &[Event], head: Pfn) -> Vec<(Pfn, u32)> {
+    let of_page = |event: &Event| match *event {
+        Event::Free { pfn, order } if pfn.align_down(PMD_ORDER) == head => Some((pfn, order.nr_pages())),
+        _ => None,
+    };
+    events.iter().filter_map(of_page).collect()
 }
 
 /// How many random cases to try: `PROPTEST_CASES`, or `otherwise`; under Miri, which takes a thousand times as long,

@@ -1,24 +1,15 @@
 //! Rows T3 of the specification: huge pages that are partly unmapped wait, once, to be split. What needs no draining and
 //! no second process is also a scenario.
 
-use mm::{Counter, PMD_ORDER, Pfn, VirtAddr, fault::Access, report::kpagecount, trace::Event};
+use mm::{Counter, Pfn, VirtAddr, fault::Access, report::kpagecount};
 use mm_testkit::{
     fixture::{
-        Events, N, at, cpu, frame, machine, map, one_thp, range, reads_its_numbers, row, split_pmd, unmap,
-        write_numbers,
+        Events, N, at, cpu, frame, frees_of, machine, map, one_thp, range, reads_its_numbers, row, split_pmd,
+        unmap, write_numbers,
     },
     scenario::HUGE,
     sim::{Config, Sim},
 };
-
-/// The sizes in which frames of the huge page at `head` were freed.
-fn frees_of(events: &[Event], head: Pfn) -> Vec<(Pfn, u32)> {
-    let of_page = |event: &Event| match *event {
-        Event::Free { pfn, order } if pfn.align_down(PMD_ORDER) == head => Some((pfn, order.nr_pages())),
-        _ => None,
-    };
-    events.iter().filter_map(of_page).collect()
-}
 
 const QUEUED_ONCE: Events = Events {
     split_page: 0,

@@ -13,7 +13,8 @@ use mm::{
 };
 use mm_testkit::{
     fixture::{
-        Events, N, PAGE, Row, at, cpu, frame, machine, map, one_thp, row, split_page, split_pmd, unmap,
+        Events, N, PAGE, Row, at, cpu, frame, frees_of, machine, map, one_thp, row, split_page, split_pmd,
+        unmap,
     },
     scenario::HUGE,
     sim::{FIRMWARE_FRAMES, Process, Sim},
@@ -178,21 +179,12 @@ fn t1_9_double_map_stays_while_a_pmd_does() {
         (sim.count(Counter::NrAnonPages), Events::of(&sim).deferred),
         (0, 0)
     );
-    assert_eq!(frees_of(&events, head), [PMD_ORDER], "it went as one block");
+    assert_eq!(frees_of(&events, head), [(head, N)], "it went as one block");
 }
 
 #[test]
 fn t1_10_the_last_pmd_finds_half_the_page_unmapped() {
     play(&HALF_GONE);
-}
-
-/// The sizes in which frames of the huge page at `head` were freed.
-fn frees_of(events: &[Event], head: Pfn) -> Vec<Order> {
-    let of_page = |event: &Event| match *event {
-        Event::Free { pfn, order } if pfn.align_down(PMD_ORDER) == head => Some(order),
-        _ => None,
-    };
-    events.iter().filter_map(of_page).collect()
 }
 
 #[test]
