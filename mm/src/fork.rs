@@ -18,14 +18,14 @@
 //! Origin: Linux `copy_huge_pmd`, `copy_pte_range`; A11.
 
 use crate::{
-    addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtAddr, VirtRange},
+    addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtAddr, VirtRange, to_usize},
     address_space::{AddressSpace, MmRef},
     error::{AllocError, MapError},
-    flags::{Prot, VmaFlags},
+    flags::{PageFlags, Prot, VmaFlags},
     memory::Memory,
     order::Order,
     pgtable::{
-        Gather, MigrationKind, PmdEntry, PmdSlot, PtLock, PteEntry,
+        Gather, MigrationKind, PmdEntry, PmdSlot, PtLock, PteEntry, RawPte,
         cursor::{Level, pmd_chunks},
     },
     platform::{Platform, Stride},
@@ -276,6 +276,13 @@ impl<P: Platform> Memory<P> {
         let mut addr = range.start();
         let mut stopped = None;
         while addr < range.end() {
+            let row = VirtRange::new(addr, range.end()).unwrap_or(range);
+            let (passed, shared) = self.share_base_pages(out, into, row, gather);
+            rss += shared;
+            addr += passed * PAGE_BYTES;
+            if addr == range.end() {
+                break;
+            }
             let index = Level::Pte.index(addr);
             let mut nr = 1;
             match out.pte(index) {
@@ -312,6 +319,46 @@ impl<P: Platform> Memory<P> {
         }
         child.add_rss(rss);
         stopped
+    }
+
+    /// Shares the base pages at the front of `row`, and passes by what is empty; stops at anything else. Returns how many
+    /// entries it passed and how many pages are shared.
+    fn share_base_pages(
+        &self,
+        out: &PtLock<'_, P>,
+        into: &PtLock<'_, P>,
+        row: VirtRange,
+        gather: &mut Gather<'_, P>,
+    ) -> (u64, i64) {
+        let (index, nr) = (Level::Pte.index(row.start()), to_usize(row.nr_pages()));
+        let entries = out.entries(index, nr).iter().zip(into.entries(index, nr));
+        let (mut passed, mut shared, mut was_writable) = (0, 0, false);
+        for (entry, copy) in entries {
+            let raw = RawPte(entry.load_relaxed());
+            if raw != RawPte::NONE {
+                let Some((page, flags)) = self.base_page_of(raw).filter(|(page, _)| !page.has_many_refs())
+                else {
+                    break;
+                };
+                self.get_refs(page, 1);
+                page.map_small();
+                if flags.contains(PageFlags::EXCLUSIVE) {
+                    page.clear_flags(PageFlags::EXCLUSIVE);
+                }
+                if raw.is_writable() {
+                    // A dirty mark that the hardware sets at this moment stays here, which is enough.
+                    entry.fetch_and_acqrel(RawPte::ALL_BUT_WRITE);
+                    was_writable = true;
+                }
+                copy.store_relaxed(raw.read_only().old().0);
+                shared += 1;
+            }
+            passed += 1;
+        }
+        if was_writable {
+            gather.stale(row, Stride::Page);
+        }
+        (passed, shared)
     }
 
     /// Gives the child a copy of the page that `source` maps at `addr`, unless it is being moved by now.

@@ -19,9 +19,11 @@
 use crate::{
     addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtAddr, VirtRange, to_usize},
     address_space::{AddressSpace, MmRef},
+    counter::Counter,
     flags::PageFlags,
     memory::Memory,
-    pgtable::{Gather, PmdEntry, PmdSlot, PtLock, PteEntry, RawPmd, cursor::Level},
+    page::Page,
+    pgtable::{Gather, PmdEntry, PmdSlot, PtLock, PteEntry, RawPmd, RawPte, cursor::Level},
     platform::{Platform, Stride},
     rmap::Run,
 };
@@ -89,6 +91,13 @@ impl<P: Platform> Memory<P> {
         let mut removed = 0;
         let mut addr = chunk.start();
         while addr < chunk.end() {
+            let row = VirtRange::new(addr, chunk.end()).unwrap_or(chunk);
+            let (passed, gone) = self.zap_base_pages(&ptes, row, gather);
+            removed += gone;
+            addr += passed * PAGE_BYTES;
+            if addr == chunk.end() {
+                break;
+            }
             let index = Level::Pte.index(addr);
             let mut nr = 1;
             match ptes.pte(index) {
@@ -117,6 +126,47 @@ impl<P: Platform> Memory<P> {
             addr += u64::from(nr) * PAGE_BYTES;
         }
         space.add_rss(-removed);
+    }
+
+    /// Unmaps the base pages at the front of `row`, and passes by what is empty; stops at anything else. Returns how many
+    /// entries it passed and how many pages it unmapped.
+    fn zap_base_pages(&self, ptes: &PtLock<'_, P>, row: VirtRange, gather: &mut Gather<'_, P>) -> (u64, i64) {
+        let (mut passed, mut removed, mut unmapped) = (0, 0, 0);
+        for entry in ptes.entries(Level::Pte.index(row.start()), to_usize(row.nr_pages())) {
+            let mut raw = RawPte(entry.load_relaxed());
+            if raw != RawPte::NONE {
+                let Some((page, flags)) = self.base_page_of(raw) else {
+                    break;
+                };
+                if raw.may_get_dirty() {
+                    raw = RawPte(entry.swap_acqrel(RawPte::NONE.0));
+                } else {
+                    entry.store_relaxed(RawPte::NONE.0);
+                }
+                if raw.is_dirty() && !flags.contains(PageFlags::DIRTY) {
+                    page.set_flags(PageFlags::DIRTY);
+                }
+                unmapped += i64::from(page.unmap_small());
+                if removed == 0 {
+                    gather.stale(row, Stride::Page);
+                }
+                gather.base_page(page, row);
+                removed += 1;
+            }
+            passed += 1;
+        }
+        if unmapped > 0 {
+            self.add(Counter::NrAnonPages, -unmapped);
+        }
+        (passed, removed)
+    }
+
+    /// The page that a PTE maps, with its flags, if that is an order-0 page and not the zero page. The table is locked.
+    pub(crate) fn base_page_of(&self, raw: RawPte) -> Option<(Page<'_>, PageFlags)> {
+        let page = self.pages().page(raw.frame()?);
+        let flags = page.state().flags();
+        let is_part = flags.intersects(PageFlags::HEAD.union(PageFlags::TAIL));
+        (!is_part && page.pfn() != self.zero_pages().small()).then_some((page, flags))
     }
 
     /// The run that begins with the PTE at `index`, which maps `pfn` at the start of the range and ends with its folio or

@@ -89,6 +89,11 @@ impl Page<'_> {
         }
     }
 
+    /// Whether an order-0 page has so many references that some may be pins.
+    pub(crate) fn has_many_refs(self) -> bool {
+        self.refs_hint() >= PIN_BIAS
+    }
+
     /// Whether the folio that this page is part of may be pinned. Exact for large folios; a base page with very many
     /// references counts as pinned too.
     #[must_use]

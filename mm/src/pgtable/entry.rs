@@ -251,6 +251,25 @@ impl RawPte {
         self.0 & (P | W | D) == P | W
     }
 
+    /// The frame of the page that it maps; `None` if it maps none.
+    pub(crate) const fn frame(self) -> Option<Pfn> {
+        if self.0 & (P | PROTNONE) != 0 {
+            Some(frame_of(self.0))
+        } else {
+            None
+        }
+    }
+
+    /// Whether the hardware allows writing.
+    pub(crate) const fn is_writable(self) -> bool {
+        self.0 & W != 0
+    }
+
+    /// Whether it was written through.
+    pub(crate) const fn is_dirty(self) -> bool {
+        self.0 & D != 0
+    }
+
     /// The same, read-only.
     pub(crate) const fn read_only(self) -> Self {
         Self(self.0 & !W)

@@ -97,6 +97,20 @@ impl<'m, P: Platform> Gather<'m, P> {
         });
     }
 
+    /// Takes over the reference to a base page that an entry in `row` held. That the translations of `row` are stale has
+    /// been noted before.
+    pub(crate) fn base_page(&mut self, page: Page<'_>, row: VirtRange) {
+        if self.used == SLOTS {
+            self.flush();
+            self.stale(row, Stride::Page);
+        }
+        self.held[self.used] = Held::Folio {
+            head: page.pfn(),
+            refs: 1,
+        };
+        self.used += 1;
+    }
+
     /// Takes over a table that is no longer linked.
     pub(crate) fn table(&mut self, table: Pfn, range: VirtRange) {
         // The table's own translations went when its entries did; any step drops what CPUs remember of upper levels.
