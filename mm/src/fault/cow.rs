@@ -9,7 +9,8 @@
 //!   PTE, shared ──────────────────────> copy
 //! ```
 //! "Nobody else has it" is never guessed from a mapcount, which two processes may be changing: it is the exclusive mark,
-//! or a reference count of one under the folio lock (CVE-2020-29368 is the story of the other way).
+//! or a reference count of one, read under the lock of the table whose entry holds that one (CVE-2020-29368 is the story
+//! of the other way).
 //!
 //! Origin: Linux 5.19's PG_anon_exclusive; 5.8's split-and-copy-4K fallback (A9).
 

@@ -402,6 +402,23 @@ fn t10_2_a_reference_to_a_tail_is_one_operation_on_its_head() {
 }
 
 #[test]
+fn t10_3_the_last_reference_through_a_tail_frees_one_block() {
+    let sim = machine();
+    let a = one_thp(&sim);
+    let head = frame(&sim, &a, 0);
+    let folio = sim
+        .try_get(sim.pages().page(head.offset(7)))
+        .expect("it is mapped");
+    let tail = folio.leak(sim.pages().page(head.offset(7)));
+    unmap(&sim, &a, 0, HUGE);
+    assert_eq!(row(&sim, head), (0, false, -1, -1, 0, 0, 0, 1, 0, 0, 0));
+    // SAFETY: `leak` gave up one reference, and it is given back once.
+    let ((), events) = sim.machine().events_of(|| unsafe { sim.put_leaked(tail) });
+    assert_eq!((tail, frees_of(&events, head)), (head.offset(7), vec![(head, N)]));
+    sim.verify(&[&a], &());
+}
+
+#[test]
 fn t10_4_every_one_of_a_thousand_pins_keeps_the_page_whole() {
     const PINS: u32 = 1000;
     let sim = machine();

@@ -37,6 +37,30 @@ const SPLIT_ONCE: Events = Events {
 };
 
 #[test]
+fn t4_2_a_pin_stays_good_over_a_pmd_split() {
+    let sim = machine();
+    let a = one_thp(&sim);
+    let head = frame(&sim, &a, 0);
+    let pin = sim
+        .pin_user_page(&a, VirtAddr::new(at(9)), Access::Write)
+        .expect("it is mapped");
+    let ours = 1;
+    assert_eq!(row(&sim, head), (1, false, -1, -1, 1, 1, 1, 1 + ours, HUGE, 1, 0));
+    split_pmd(&sim, &a);
+    assert_eq!(row(&sim, head), (0, false, 0, 0, 1, 1, N, N + ours, HUGE, 0, 0));
+    assert_eq!((pin.pfn(), frame(&sim, &a, 9)), (head.offset(9), head.offset(9)));
+    // What the program writes, whoever has the pin sees, and the other way round.
+    a.write_byte(at(9), 0xa5).expect("writable");
+    assert_eq!(sim.machine().frame_bytes(pin.pfn(), 1)[0], 0xa5);
+    sim.machine().fill_frames(pin.pfn(), 1, 0x5a);
+    assert_eq!(a.read_byte(at(9)), Ok(0x5a));
+    sim.unpin(pin);
+    assert_eq!(row(&sim, head).7, N);
+    reads_its_numbers(&a, &[9]);
+    sim.verify(&[&a], &());
+}
+
+#[test]
 fn t4_4_splitting_one_processs_pmd_leaves_the_others() {
     let sim = machine();
     let a = one_thp(&sim);
