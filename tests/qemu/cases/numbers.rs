@@ -21,7 +21,7 @@ const LINUX: &str = "CLEAVE_LINUX_KERNEL";
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// What is compared.
-const SECTIONS: &str = "share queue pmd page files";
+const SECTIONS: &str = "share queue pmd page pins files";
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

@@ -9,6 +9,7 @@ mod ends;
 mod files;
 mod fpu;
 mod fuzz;
+mod hold;
 mod memory;
 mod pipes;
 mod signals;
@@ -61,6 +62,11 @@ const CASES: &[Case] = &[
         name: "fuzz",
         does: "every system call with wild arguments: [SEED [CALLS]]",
         run: fuzz::check,
+    },
+    Case {
+        name: "hold",
+        does: "leaves a process with a huge page behind: [pin] [hole] [share]",
+        run: hold::hold,
     },
     Case {
         name: "memory",
