@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use mm::{
-    Advice, MapError, MapRequest, PAGE_BYTES, Place, Prot, SegvReason, USER_END, VirtAddr, VirtRange,
+    Advice, Limit, MapError, MapRequest, PAGE_BYTES, Place, Prot, SegvReason, USER_END, VirtAddr, VirtRange,
     VmaFlags,
     addr::STACK_GUARD_BYTES,
     address_space::{MAX_AREAS, MIN_ADDR},
@@ -529,5 +529,46 @@ fn a_hinted_area_is_backed_as_it_lies() {
         assert_eq!(map_near(process, sim, HOME + 1, len), Ok(HOME));
         process.write_byte(HOME, 1).expect("writable");
         assert_eq!(sim.count(mm::Counter::NrAnonThps), 1);
+    });
+}
+
+// Limits.
+
+/// T14.6: of all areas, data alone counts against RLIMIT_DATA; every way to more data is closed.
+#[test]
+fn t14_6_rlimit_data_compares_data_only() {
+    with_process(|sim, process| {
+        let map_prot = |page: u64, pages: u64, prot, flags| {
+            let request = MapRequest {
+                hint: HOME + page * PAGE,
+                len: pages * PAGE,
+                prot,
+                place: Place::Fixed,
+                flags,
+            };
+            process.run(|| sim.mmap(process, request)).map(drop)
+        };
+        let none = VmaFlags::empty();
+        process.set_brk_base(VirtAddr::new(HOME + 600 * PAGE));
+        process.set_limit(Limit::Data, 8 * PAGE);
+        assert_eq!(map_prot(0, 6, RW, none), Ok(()));
+        assert_eq!(map_prot(100, 64, Prot::READ, none), Ok(()));
+        assert_eq!(map_prot(200, 64, RW, VmaFlags::GROWSDOWN), Ok(()));
+        assert_eq!(map_prot(300, 3, RW, none), Err(MapError::NoSpace));
+        assert_eq!(map_prot(300, 2, RW, none), Ok(()));
+        // In the place of data as much data may come.
+        assert_eq!(map_prot(0, 6, RW, none), Ok(()));
+        let heap = VirtAddr::new(HOME + 601 * PAGE);
+        assert_ne!(process.run(|| sim.brk(process, heap)), heap);
+        let writable = process.run(|| sim.mprotect(process, range(HOME + 100 * PAGE, PAGE), RW));
+        assert_eq!(writable, Err(MapError::NoSpace));
+        assert_eq!(process.nr_areas(), 4, "nothing stays cut");
+        assert_eq!(unmap(process, sim, HOME + 300 * PAGE, PAGE), Ok(()));
+        assert_eq!(process.run(|| sim.brk(process, heap)), heap);
+        // While the limit is 0 its ceiling holds instead (as in Linux, for programs that set it so).
+        process.set_limit(Limit::Data, 0);
+        process.set_limit(Limit::DataCeiling, 9 * PAGE);
+        assert_eq!(map_prot(400, 1, RW, none), Ok(()));
+        assert_eq!(map_prot(401, 1, RW, none), Err(MapError::NoSpace));
     });
 }

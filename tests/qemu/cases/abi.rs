@@ -20,6 +20,9 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("abi::arguments_environment_and_auxiliary_vector", arguments),
         Case::new("abi::descriptors_and_paths", || kept("files").map(drop)),
         Case::new("abi::memory_rows_and_their_counters", || kept("memory").map(drop)),
+        Case::new("abi::areas_are_moved_advised_locked_and_limited", || {
+            kept("areas").map(drop)
+        }),
         Case::new("abi::views_of_memory_and_their_switches", || {
             kept("views").map(drop)
         }),

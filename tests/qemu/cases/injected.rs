@@ -20,6 +20,7 @@ pub(super) fn cases() -> Vec<Case> {
             survives(&["abi-check files", "abi-check signals", "abi-check args"])
         }),
         Case::new("injected::memory", || survives(&["abi-check memory"])),
+        Case::new("injected::areas", || survives(&["abi-check areas"])),
         Case::new("injected::views", || survives(&["abi-check views"])),
         Case::new("injected::tasks", || survives(&["abi-check tasks 10"])),
         Case::new("injected::pipes", || {

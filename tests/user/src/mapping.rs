@@ -39,6 +39,30 @@ impl Mapping {
             .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
     }
 
+    /// Maps `len` bytes at `addr`, where nothing is.
+    ///
+    /// # Errors
+    /// What `mmap` said.
+    pub fn placed(addr: usize, len: usize) -> io::Result<Self> {
+        // SAFETY: nothing that is there is replaced.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::without_provenance_mut(addr),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(start.cast())
+            .map(|start| Self { start, len })
+            .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
     /// Maps `len` bytes that start at a 2 MiB boundary: maps 2 MiB more and gives back what is before and behind.
     ///
     /// # Errors

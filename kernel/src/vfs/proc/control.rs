@@ -3,28 +3,35 @@
 use alloc::boxed::Box;
 
 use linux_abi::errno::Errno;
+use mm::ClearRefs;
 
 use super::process::find;
-use crate::task::process::Pid;
+use crate::{
+    platform::mm,
+    task::process::{Pid, Process},
+};
 
 /// A file of a process that does something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ControlFile {
     /// Which allocation of the process is to fail: see [`fail_nth`](crate::task::fail_nth).
     FailNth,
+    /// Forgets which pages were used or written.
+    ClearRefs,
 }
 
 impl ControlFile {
     /// What reading it finds.
     ///
     /// # Errors
-    /// `ESRCH`: the process is gone.
+    /// `ESRCH`: the process is gone. `EINVAL`: it is only written.
     pub fn show(self, process: Option<Pid>) -> Result<Box<[u8]>, Errno> {
         let process = process.ok_or(Errno::ESRCH).and_then(find)?;
         match self {
             Self::FailNth => Ok(alloc::format!("{}\n", process.fail_nth().left())
                 .into_bytes()
                 .into()),
+            Self::ClearRefs => Err(Errno::EINVAL),
         }
     }
 
@@ -36,9 +43,31 @@ impl ControlFile {
         let process = process.ok_or(Errno::ESRCH).and_then(find)?;
         match self {
             Self::FailNth => process.fail_nth().set(parse_uint(bytes)?),
+            Self::ClearRefs => return clear_refs(&process, bytes),
         }
         Ok(bytes.len())
     }
+}
+
+/// Bytes of a command that Linux looks at, and says it has used.
+const CLEAR_REFS_MAX: usize = 12;
+
+/// All memory is anonymous: what Linux does for anonymous pages (2) is the same as for all (1), for those of files (3)
+/// nothing.
+fn clear_refs(process: &Process, bytes: &[u8]) -> Result<usize, Errno> {
+    let seen = &bytes[..bytes.len().min(CLEAR_REFS_MAX)];
+    let text = core::str::from_utf8(seen).map_err(|_| Errno::EINVAL)?;
+    let what = match text.trim().parse() {
+        Ok(1 | 2) => Some(ClearRefs::Referenced),
+        Ok(3) => None,
+        Ok(4) => Some(ClearRefs::SoftDirty),
+        Ok(5) => Some(ClearRefs::PeakRss),
+        Ok(0_u8..) | Err(_) => return Err(Errno::EINVAL),
+    };
+    if let (Some(what), Some(space)) = (what, process.space()) {
+        mm().clear_refs(&space, what);
+    }
+    Ok(seen.len())
 }
 
 /// Bytes of a number that Linux looks at.

@@ -11,7 +11,7 @@
 //! | `PID/maps`, `PID/cmdline`, `PID/comm` | [`process`]: text |
 //! | `PID/smaps`, `PID/smaps_rollup` | [`smaps`]: text |
 //! | `PID/status`, `PID/statm` | [`status`]: text |
-//! | `PID/fail-nth` | [`control`]: what can be written |
+//! | `PID/fail-nth`, `PID/clear_refs` | [`control`]: what can be written |
 //! | `self`, `PID/exe` | links |
 //!
 //! `PID/task` holds one directory, of the process's one thread.
@@ -174,6 +174,7 @@ pub fn populate(tree: &mut Tree) -> Result<(), AddError> {
         ("proc/PID/cmdline", text(TextFile::Cmdline), 0o444),
         ("proc/PID/comm", text(TextFile::Comm), 0o444),
         ("proc/PID/pagemap", words(WordFile::Pagemap), 0o400),
+        ("proc/PID/clear_refs", control(ControlFile::ClearRefs), 0o200),
         ("proc/PID/fail-nth", control(ControlFile::FailNth), 0o644),
         ("proc/PID/task/TID/fail-nth", control(ControlFile::FailNth), 0o644),
     ];

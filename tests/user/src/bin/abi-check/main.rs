@@ -3,6 +3,7 @@
 //! A case prints a line per promise and exits with 0 if all were kept. Ends that are bad on purpose are `end`'s. All but
 //! `fuzz` also run on Linux, where they must say the same.
 
+mod areas;
 mod args;
 mod children;
 mod ends;
@@ -28,6 +29,11 @@ struct Case {
 }
 
 const CASES: &[Case] = &[
+    Case {
+        name: "areas",
+        does: "mremap, madvise, mlock, clear_refs, limits; bad ranges change nothing",
+        run: areas::check,
+    },
     Case {
         name: "args",
         does: "arguments, environment, auxiliary vector, alignment",
