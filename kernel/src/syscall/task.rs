@@ -269,8 +269,11 @@ fn rusage(used: Used) -> [u8; 144] {
     const { assert!(size_of::<abi::rusage>() == 144) }
     Fields::new()
         .bytes(&time::timeval(used.cpu))
-        // System time, peak memory, three sizes that Linux does not fill either.
-        .pad(16 + 4 * 8)
+        // System time.
+        .pad(16)
+        .u64(used.peak_rss_pages * (mm::PAGE_BYTES / 1024))
+        // Three sizes that Linux does not fill either.
+        .pad(3 * 8)
         .u64(used.faults)
         // Faults that read a disk, swaps, blocks, messages, signals.
         .pad(7 * 8)
@@ -282,6 +285,9 @@ fn rusage(used: Used) -> [u8; 144] {
 /// `getrusage(who, usage)`.
 pub(super) fn getrusage(call: &Call<'_>) -> Result {
     sched::count_running_time();
+    if let Some(space) = call.process().space() {
+        call.process().usage().note_peak(space.peak_rss_pages());
+    }
     let used = match call.int(0) {
         // The process has one thread.
         RUSAGE_SELF | RUSAGE_THREAD => call.process().usage().so_far(),

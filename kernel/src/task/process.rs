@@ -538,6 +538,9 @@ impl Process {
         let files = core::mem::take(&mut *self.files.lock());
         drop(files);
         let space = self.space.lock().take();
+        if let Some(space) = &space {
+            self.usage.note_peak(space.peak_rss_pages());
+        }
         drop(space);
         self.leave_parent();
         // A thread that ends without a word was ended from outside.
@@ -582,6 +585,9 @@ impl Process {
         limit_memory(&space, &self.limits.lock());
         let old = self.space.lock().replace(space.clone());
         sched::change_address_space(space);
+        if let Some(old) = &old {
+            self.usage.note_peak(old.peak_rss_pages());
+        }
         drop(old);
         self.leave_parent();
         thread::current().reset_user_registers();
@@ -634,12 +640,24 @@ pub fn spawn(path: &[u8], argv: &[&[u8]], env: &[&[u8]]) -> Result<Arc<Process>,
 /// # Errors
 /// [`ExecError::NoMemory`]; nothing is left of it.
 pub fn start(program: Program) -> Result<Arc<Process>, ExecError> {
+    start_with(program, Some)
+}
+
+/// As [`start`], and `first` runs in ring 0 on the process's thread before the program does; it is given the registers
+/// that the program is to begin with, and returns those that it does. `None` ends the process.
+///
+/// # Errors
+/// As [`start`]; `first` was not run.
+pub fn start_with(
+    program: Program,
+    first: impl FnOnce(TrapFrame) -> Option<TrapFrame> + Send + 'static,
+) -> Result<Arc<Process>, ExecError> {
     let process = Arc::new(Process::new(&program));
     remember(&process);
     let frame = program.frame;
     // Only the process is to keep the space.
     drop(program);
-    match thread::spawn_user("program", Arc::clone(&process), move || Some(frame)) {
+    match thread::spawn_user("program", Arc::clone(&process), move || first(frame)) {
         Ok(_) => Ok(process),
         Err(_) => {
             forget(process.pid);

@@ -1,8 +1,8 @@
 //! What a process has used: processor time, page faults, task switches.
 //!
 //! Time is measured from switch to switch. It is not told apart into the program's and the kernel's: all of it counts as
-//! the program's, as on a Linux whose timer never ticked inside the kernel. Peak memory, swaps, disk and messages are not
-//! counted and shown as 0.
+//! the program's, as on a Linux whose timer never ticked inside the kernel. There are no swaps, disks and messages to
+//! count.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +15,7 @@ pub struct Usage {
     faults: AtomicU64,
     voluntary: AtomicU64,
     involuntary: AtomicU64,
+    peak_rss: AtomicU64,
 }
 
 /// How a thread came to give the CPU away.
@@ -37,6 +38,8 @@ pub struct Used {
     pub voluntary: u64,
     /// Times that the CPU was taken from it.
     pub involuntary: u64,
+    /// Most resident pages at a time, of one process.
+    pub peak_rss_pages: u64,
 }
 
 impl Usage {
@@ -61,6 +64,11 @@ impl Usage {
         self.faults.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes note of the most pages that an address space which it leaves, or looks at, ever had resident.
+    pub fn note_peak(&self, pages: u64) {
+        self.peak_rss.fetch_max(pages, Ordering::Relaxed);
+    }
+
     /// What there is so far.
     #[must_use]
     pub fn so_far(&self) -> Used {
@@ -69,6 +77,7 @@ impl Usage {
             faults: self.faults.load(Ordering::Relaxed),
             voluntary: self.voluntary.load(Ordering::Relaxed),
             involuntary: self.involuntary.load(Ordering::Relaxed),
+            peak_rss_pages: self.peak_rss.load(Ordering::Relaxed),
         }
     }
 }
@@ -76,12 +85,13 @@ impl Usage {
 impl Used {
     /// Both together.
     #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         Self {
             cpu: Nanos(self.cpu.0 + other.cpu.0),
             faults: self.faults + other.faults,
             voluntary: self.voluntary + other.voluntary,
             involuntary: self.involuntary + other.involuntary,
+            peak_rss_pages: self.peak_rss_pages.max(other.peak_rss_pages),
         }
     }
 }
