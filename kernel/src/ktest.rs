@@ -23,6 +23,7 @@ use crate::{
 
 pub mod abi;
 pub mod cases;
+pub mod injected;
 pub mod scenarios;
 
 /// One trial, as the host and the kernel read it.

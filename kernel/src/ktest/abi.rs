@@ -259,12 +259,12 @@ fn walks_fail_as_on_linux() {
 }
 
 const HEADERS: u64 = 64 + 56;
-const BASE: u64 = 0x40_0000;
+pub(super) const BASE: u64 = 0x40_0000;
 /// `mov edi, 7; mov eax, 60; syscall`: exit(7).
-const EXIT_7: &[u8] = &[0xbf, 7, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
+pub(super) const EXIT_7: &[u8] = &[0xbf, 7, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
 
 /// A program of one segment: the headers, then `code`, then zeroes up to `memory` bytes.
-fn program(code: &[u8], memory: u64) -> Vec<u8> {
+pub(super) fn program(code: &[u8], memory: u64) -> Vec<u8> {
     let length = HEADERS + code.len() as u64;
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
     [BASE + HEADERS, 64, 0]

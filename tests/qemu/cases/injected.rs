@@ -1,5 +1,5 @@
 //! Programs whose allocations fail one at a time: each boot runs one program again and again under `fail-every`, and the
-//! whole memory is checked at the end.
+//! whole memory is checked at the end. `abi-check system` is not among them: it sets failures of its own.
 
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("injected::areas", || survives(&["abi-check areas"])),
         Case::new("injected::views", || survives(&["abi-check views"])),
         Case::new("injected::tasks", || survives(&["abi-check tasks 10"])),
+        Case::new("injected::numbers", || survives(&["thp-numbers"])),
         Case::new("injected::pipes", || {
             survives(&["abi-check pipes", "abi-check splice"])
         }),

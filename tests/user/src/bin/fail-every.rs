@@ -21,9 +21,9 @@ use std::{
 use user::proc::meminfo_kb;
 
 /// So many allocations fail one by one.
-const EVERY: u32 = 150;
+const EVERY: u32 = 100;
 /// Behind those, the distance is what is beyond them divided by this.
-const DISTANCE: u32 = 20;
+const DISTANCE: u32 = 10;
 /// A program that takes longer is ended.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Whole runs before free memory is looked at: the kernel keeps what its own lists have grown to.

@@ -340,6 +340,7 @@ fn usage(verdict: &mut Verdict) {
         "a child's faults are told",
         (100..1000).contains(&of_child.ru_minflt),
     );
+    verdict.holds("and its memory", (400..100_000).contains(&of_child.ru_maxrss));
     verdict.equal("none read a disk", of_child.ru_majflt, 0);
     verdict.holds("and that it slept", of_child.ru_nvcsw >= 1);
     let both = used_by(libc::RUSAGE_CHILDREN);
