@@ -49,7 +49,7 @@ impl ClearRefs {
 
     fn prot(self, prot: Prot) -> Prot {
         if self == Self::SoftDirty {
-            prot & !Prot::WRITE
+            prot.write_protected()
         } else {
             prot
         }

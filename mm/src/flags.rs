@@ -113,6 +113,18 @@ bitflags! {
     }
 }
 
+impl Prot {
+    /// These rights without writing. Reading stays where there was any right: hardware cannot grant writing without
+    /// it, so memory that may be written is readable, also while a page of it is shared (Linux's `PAGE_COPY`).
+    #[must_use]
+    pub const fn write_protected(self) -> Self {
+        if self.is_empty() {
+            return self;
+        }
+        self.difference(Self::WRITE).union(Self::READ)
+    }
+}
+
 bitflags! {
     /// Properties of a VMA, with the bit numbers of Linux's `VM_*`.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]

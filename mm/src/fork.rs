@@ -204,7 +204,7 @@ impl<P: Platform> Memory<P> {
             } => {
                 let shared = |marks| PmdEntry::Huge {
                     pfn,
-                    prot: prot & !Prot::WRITE,
+                    prot: prot.write_protected(),
                     marks,
                     valid,
                 };

@@ -240,7 +240,7 @@ fn rights_again(vma: Handle<Vma>, kind: MigrationKind) -> Prot {
     if kind == MigrationKind::Write {
         prot
     } else {
-        prot & !Prot::WRITE
+        prot.write_protected()
     }
 }
 

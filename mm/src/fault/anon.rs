@@ -210,7 +210,7 @@ impl<P: Platform> Memory<P> {
         if may_write {
             vma.prot()
         } else {
-            vma.prot() & !Prot::WRITE
+            vma.prot().write_protected()
         }
     }
 }

@@ -208,6 +208,34 @@ impl Thp {
         self.mappings[mm] = Mapping::Ptes(mapped);
     }
 
+    /// The same page after every mapping was taken away and made again, as moving it does. The mark of pages that PMDs and
+    /// PTEs map is set again only if they still do.
+    #[must_use]
+    pub fn mapped_anew(&self) -> Self {
+        let shares = Shares {
+            anon_pages: 0,
+            anon_thps: 0,
+            ..self.shares
+        };
+        let mut anew = Self {
+            entire: 0,
+            double_map: false,
+            subpage: [0; N],
+            refs: self.pins,
+            shares,
+            mappings: [Mapping::None; MAX_MAPPERS],
+            pins: self.pins,
+        };
+        for (mm, mapping) in self.mappings.iter().enumerate() {
+            match mapping {
+                Mapping::None => {}
+                Mapping::Pmd => anew.map_pmd(mm),
+                Mapping::Ptes(set) => anew.map_ptes(mm, set),
+            }
+        }
+        anew
+    }
+
     /// `mm`'s PMD becomes a table. Nothing if it has none: a second split does nothing.
     pub fn split_pmd(&mut self, mm: usize) {
         if self.mappings[mm] != Mapping::Pmd {

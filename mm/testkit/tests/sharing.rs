@@ -3,8 +3,10 @@
 
 use mm::{Counter, MapRequest, Place, Prot, VirtAddr, VmaFlags, fault::Access, rmap::MappedBy};
 use mm_testkit::{
-    fixture::{N, WHOLE, at, cpu, frame, machine, number, one_thp, reads_its_numbers, split_pmd, unmap},
-    scenario::HOME,
+    fixture::{
+        N, WHOLE, at, cpu, frame, machine, number, one_thp, range, reads_its_numbers, split_pmd, unmap,
+    },
+    scenario::{HOME, HUGE},
 };
 
 #[test]
@@ -149,4 +151,26 @@ fn fork_survives_every_failing_allocation() {
         }
     }
     reads_its_numbers(&a, &[7]);
+}
+
+/// Hardware cannot let a page be written that it does not let be read. So what may only be written is readable; while it
+/// is shared, and for writing a fault is wanted, it must go on being so, or a read would fault for ever.
+#[test]
+fn what_may_only_be_written_is_readable_while_it_is_shared() {
+    let sim = machine();
+    let a = one_thp(&sim);
+    a.run(|| sim.mprotect(&a, range(0, HUGE), mm::Prot::WRITE))
+        .expect("an area");
+    let b = a.fork(cpu(1)).expect("memory is there");
+    reads_its_numbers(&a, &[]);
+    reads_its_numbers(&b, &[]);
+    sim.verify(&[&a, &b], &());
+    b.run(|| sim.split_huge_pmd(&b, VirtAddr::new(at(0))));
+    b.run(|| sim.mprotect(&b, range(8, 1), mm::Prot::READ))
+        .expect("an area");
+    b.run(|| sim.mprotect(&b, range(8, 1), mm::Prot::WRITE))
+        .expect("an area");
+    reads_its_numbers(&b, &[]);
+    b.write_byte(at(8), 9).expect("and may be written");
+    sim.verify(&[&a, &b], &());
 }

@@ -283,6 +283,16 @@ impl SimMachine {
         bytes
     }
 
+    /// Copies the bytes of one frame that nobody writes to meanwhile.
+    ///
+    /// # Panics
+    /// Past the end of memory.
+    pub fn read_frame(&self, pfn: Pfn, bytes: &mut [u8; PAGE_SIZE]) {
+        assert!(pfn.raw() < self.frames);
+        // SAFETY: as for `frame_bytes`.
+        unsafe { core::ptr::copy_nonoverlapping(self.frame_ptr(pfn), bytes.as_mut_ptr(), PAGE_SIZE) };
+    }
+
     /// Reads one byte of memory that nobody writes to meanwhile.
     ///
     /// # Panics

@@ -11,10 +11,11 @@
 //! how to ask for others, and what has been found.
 
 mod model;
+mod moves;
 mod op;
 mod play;
 
-use core::fmt;
+use core::{cell::Cell, fmt};
 use std::{
     env,
     sync::{Mutex, PoisonError},
@@ -24,8 +25,11 @@ use std::{
 use mm::{ENTRIES, PAGE_BYTES, USER_END};
 use proptest::test_runner::{Config as Proptest, RngAlgorithm, TestError, TestRng, TestRunner};
 
-pub use self::op::{MAX_STEPS, Op, Part, Step, Writing};
 use self::play::Game;
+pub use self::{
+    model::Events,
+    op::{MAX_STEPS, Op, Part, Step, Writing},
+};
 use crate::{
     scenario::{HOME, HUGE},
     sim::{Config, Sim},
@@ -97,28 +101,44 @@ impl Plan {
         let seeds = Mutex::new(self.first..self.first + self.count);
         let seeds = || seeds.lock().unwrap_or_else(PoisonError::into_inner);
         let work = || {
+            let mut happened = Vec::new();
             loop {
-                let seed = seeds().next()?;
-                if let Err(failure) = try_seed(seed, SHRINKING, &|_| {}) {
-                    *seeds() = 0..0;
-                    return Some(failure);
+                let Some(seed) = seeds().next() else {
+                    return Ok(happened);
+                };
+                match try_seed(seed, SHRINKING, &|_| {}) {
+                    Ok(events) => happened.push(events),
+                    Err(failure) => {
+                        *seeds() = 0..0;
+                        return Err(failure);
+                    }
                 }
             }
         };
-        let failure = thread::scope(|scope| {
+        let results = thread::scope(|scope| {
             let workers: Vec<_> = (0..self.threads).map(|_| scope.spawn(work)).collect();
-            let results = workers
-                .into_iter()
-                .map(|worker| worker.join().expect("failures are caught"));
-            results.fold(None, Option::or)
+            let results = workers.into_iter().map(|worker| worker.join());
+            results
+                .map(|result| result.expect("failures are caught"))
+                .collect::<Result<Vec<_>, _>>()
         });
-        if let Some(failure) = failure {
-            panic!("{failure}");
+        match results {
+            Ok(happened) => self.report(&happened.concat()),
+            Err(failure) => panic!("{failure}"),
         }
+    }
+
+    /// Says what the sequences came to. A run in which something never happened has not tested it.
+    fn report(self, happened: &[Events]) {
         println!(
-            "{} sequences from seed {}: as the model has it",
+            "{} sequences from seed {}: machine and model agree",
             self.count, self.first
         );
+        for (i, (counter, _)) in Events::default().counters().into_iter().enumerate() {
+            let sum: u64 = happened.iter().map(|events| events.counters()[i].1).sum();
+            println!("{sum:>12} {}", counter.name());
+            assert!(sum > 0 || self.count < 500, "{} never happened", counter.name());
+        }
     }
 }
 
@@ -151,12 +171,12 @@ impl fmt::Display for Failure {
 /// Steps that may be tried to make a failing sequence smaller.
 pub const SHRINKING: u32 = 4000;
 
-/// Tries the sequence of one seed on a machine that `prepare` has changed; tries up to `shrinking` smaller ones if it
-/// fails.
+/// Tries the sequence of one seed on a machine that `prepare` has changed, and returns what happened in it; tries up to
+/// `shrinking` smaller ones if it fails.
 ///
 /// # Errors
 /// The failure.
-pub fn try_seed(seed: u64, shrinking: u32, prepare: &dyn Fn(&Sim)) -> Result<(), Failure> {
+pub fn try_seed(seed: u64, shrinking: u32, prepare: &dyn Fn(&Sim)) -> Result<Events, Failure> {
     let config = Proptest {
         cases: 1,
         failure_persistence: None,
@@ -166,12 +186,13 @@ pub fn try_seed(seed: u64, shrinking: u32, prepare: &dyn Fn(&Sim)) -> Result<(),
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let events = Cell::new(Events::default());
     let result = TestRunner::new_with_rng(config, rng).run(&op::game(SLOTS, MAX_STEPS), |game| {
-        play(&game, prepare);
+        events.set(play(&game, prepare));
         Ok(())
     });
     match result {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(events.get()),
         Err(TestError::Fail(why, steps)) => Err(Failure {
             seed,
             why: why.to_string(),
@@ -182,7 +203,7 @@ pub fn try_seed(seed: u64, shrinking: u32, prepare: &dyn Fn(&Sim)) -> Result<(),
 }
 
 /// Plays one sequence from the machine's start to its end.
-fn play((config, arena, steps): &(Config, Arena, Vec<Step>), prepare: &dyn Fn(&Sim)) {
+fn play((config, arena, steps): &(Config, Arena, Vec<Step>), prepare: &dyn Fn(&Sim)) -> Events {
     let sim = Sim::boot(config);
     let before = sim.nr_free_pages();
     prepare(&sim);
@@ -194,6 +215,7 @@ fn play((config, arena, steps): &(Config, Arena, Vec<Step>), prepare: &dyn Fn(&S
             _ => game.step(step, failing.take()),
         }
     }
-    game.finish();
+    let events = game.finish();
     assert_eq!(sim.nr_free_pages(), before, "memory is lost");
+    events
 }

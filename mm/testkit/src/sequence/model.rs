@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use mm::{Prot, VmaFlags};
+use mm::{Counter, Prot, VmaFlags};
 
 use super::Pages;
 use crate::{
@@ -117,14 +117,53 @@ impl Folio {
     }
 }
 
-/// Numbers of `/proc/vmstat` that the model predicts.
+/// What happened, as far as `/proc/vmstat` counts it. The model predicts all of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Events {
-    pub(super) split_pmd: u64,
-    pub(super) split_page: u64,
-    pub(super) split_page_failed: u64,
-    pub(super) deferred: u64,
-    pub(super) fault_alloc: u64,
+pub struct Events {
+    /// PMDs that became PTEs.
+    pub split_pmd: u64,
+    /// Huge pages that became base pages.
+    pub split_page: u64,
+    /// Huge pages that did not because somebody used them.
+    pub split_page_failed: u64,
+    /// Huge pages that became partly unmapped.
+    pub deferred: u64,
+    /// Huge pages that faults brought in.
+    pub fault_alloc: u64,
+    /// Base pages that moved to other frames, those of huge pages included.
+    pub migrated: u64,
+    /// Huge pages that did.
+    pub migrated_huge: u64,
+    /// Base pages that could not move.
+    pub not_migrated: u64,
+    /// Huge pages that could not.
+    pub not_migrated_huge: u64,
+    /// Huge pages that were split because there was no room for them elsewhere.
+    pub migration_split: u64,
+}
+
+impl Events {
+    pub(super) fn migration_failed(&mut self, huge: bool) {
+        self.not_migrated += if huge { HUGE } else { 1 };
+        self.not_migrated_huge += u64::from(huge);
+    }
+
+    /// Each with its counter.
+    #[must_use]
+    pub fn counters(&self) -> [(Counter, u64); 10] {
+        [
+            (Counter::ThpSplitPmd, self.split_pmd),
+            (Counter::ThpSplitPage, self.split_page),
+            (Counter::ThpSplitPageFailed, self.split_page_failed),
+            (Counter::ThpDeferredSplitPage, self.deferred),
+            (Counter::ThpFaultAlloc, self.fault_alloc),
+            (Counter::PgMigrateSuccess, self.migrated),
+            (Counter::ThpMigrationSuccess, self.migrated_huge),
+            (Counter::PgMigrateFail, self.not_migrated),
+            (Counter::ThpMigrationFail, self.not_migrated_huge),
+            (Counter::ThpMigrationSplit, self.migration_split),
+        ]
+    }
 }
 
 /// All processes and all their memory.
@@ -147,7 +186,7 @@ fn subpage_number(offset: u64) -> u32 {
 }
 
 /// The parts of `range` in each span.
-fn chunks(range: &Pages) -> Vec<Pages> {
+pub(super) fn chunks(range: &Pages) -> Vec<Pages> {
     let spans = (span_of(range.start)..range.end).step_by(usize::try_from(HUGE).expect("small"));
     spans
         .map(|span| range.start.max(span)..range.end.min(span + HUGE))
@@ -356,6 +395,34 @@ impl World {
                 .collect();
             if !mappers.is_empty() {
                 self.folios.insert(frame, Folio::Small { mappers, pins: 0 });
+            }
+        }
+    }
+
+    /// A folio moved to other frames; whoever mapped it does so still.
+    pub(super) fn move_folio(&mut self, from: u32, to: u32) {
+        let folio = self.folios.remove(&from).expect("what moves was there");
+        let nr = folio.pages();
+        self.events.migrated += u64::from(nr);
+        let moved = match folio {
+            Folio::Huge(thp) => {
+                self.events.migrated_huge += 1;
+                Folio::Huge(Box::new(thp.mapped_anew()))
+            }
+            small @ Folio::Small { .. } => small,
+        };
+        if self.queue.contains(&from) {
+            self.queue.retain(|&queued| queued != from);
+            self.queue.push_back(to);
+        }
+        self.adopt(to, moved);
+        for space in self.spaces.iter_mut().flatten() {
+            for backing in space.pmds.values_mut().chain(space.ptes.values_mut()) {
+                if let Backing::Frame(frame) = backing
+                    && (from..from + nr).contains(frame)
+                {
+                    *frame = *frame - from + to;
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What a sequence is made of, and how one is drawn.
 
-use mm::{Advice, Place, Prot};
+use mm::{Advice, Place, Prot, Remains, migrate::Reach};
 use proptest::prelude::*;
 
 use super::{Arena, PAGES};
@@ -18,8 +18,7 @@ pub struct Part {
     pub pages: u64,
 }
 
-/// One step. Those that name a process mean whoever is in that slot; nothing happens if nobody is, or if what they
-/// need is not there: so that a sequence stays one when steps are taken out of it.
+/// One step. Nothing happens if what it needs is not there: so that a sequence stays one when steps are taken out of it.
 #[derive(Clone, Debug)]
 pub enum Op {
     /// `mmap`.
@@ -48,6 +47,10 @@ pub enum Op {
     Unpin(usize),
     /// A device writes through the nth pin.
     WriteThroughPin(usize, u16, u8),
+    /// `mremap`: the new length in pages, where to if not in place, what stays behind.
+    Remap(Part, u64, Option<u64>, Remains),
+    /// Moves pages to other frames: those that nobody else maps, or all.
+    Migrate(Part, Reach),
     /// Moves the end of the heap, in pages from its start.
     Brk(u64),
     /// Lets the next accesses come from the process's other CPU.
@@ -73,7 +76,7 @@ pub enum Writing {
     No,
 }
 
-/// A step, and the slot of the process that takes it.
+/// A step, and which of the living processes takes it: the nth, counted round and round.
 pub type Step = (usize, Op);
 
 fn place_in_span() -> impl Strategy<Value = u64> {
@@ -98,7 +101,7 @@ fn offset() -> impl Strategy<Value = u16> {
 
 fn prot() -> impl Strategy<Value = Prot> {
     prop_oneof![
-        6 => Just(Prot::READ | Prot::WRITE),
+        12 => Just(Prot::READ | Prot::WRITE),
         2 => Just(Prot::READ),
         1 => Just(Prot::empty()),
         1 => Just(Prot::READ | Prot::EXEC),
@@ -108,22 +111,49 @@ fn prot() -> impl Strategy<Value = Prot> {
 }
 
 fn advice() -> impl Strategy<Value = Advice> {
+    let about_fork = prop_oneof![
+        Just(Advice::DontFork),
+        Just(Advice::DoFork),
+        Just(Advice::WipeOnFork),
+        Just(Advice::KeepOnFork),
+    ];
+    let hints = prop_oneof![
+        Just(Advice::Normal),
+        Just(Advice::Sequential),
+        Just(Advice::Random),
+        Just(Advice::WillNeed),
+        Just(Advice::DontDump),
+        Just(Advice::DoDump),
+    ];
     prop_oneof![
-        5 => Just(Advice::DontNeed),
+        6 => Just(Advice::DontNeed),
+        1 => Just(Advice::DontNeedLocked),
         1 => Just(Advice::NoHugePage),
-        1 => Just(Advice::HugePage),
-        1 => Just(Advice::Normal),
+        2 => Just(Advice::HugePage),
+        1 => Just(Advice::PopulateRead),
+        2 => Just(Advice::PopulateWrite),
+        2 => about_fork,
+        2 => hints,
     ]
+}
+
+fn remap() -> impl Strategy<Value = Op> {
+    let remains = prop_oneof![4 => Just(Remains::Nothing), 1 => Just(Remains::EmptyArea)];
+    let to = prop_oneof![1 => Just(None), 4 => page().prop_map(Some)];
+    let new_len = prop_oneof![3 => Just(None), 1 => (1..2 * HUGE).prop_map(Some)];
+    (part(), new_len, to, remains)
+        .prop_map(|(part, len, to, remains)| Op::Remap(part, len.unwrap_or(part.pages), to, remains))
 }
 
 fn areas() -> impl Strategy<Value = Op> {
     let place =
         prop_oneof![3 => Just(Place::Fixed), 3 => Just(Place::FixedNoReplace), 1 => Just(Place::Hint)];
     prop_oneof![
-        5 => (part(), prot(), place).prop_map(|(part, prot, place)| Op::Map(part, prot, place)),
-        3 => part().prop_map(Op::Unmap),
+        4 => (part(), prot(), place).prop_map(|(part, prot, place)| Op::Map(part, prot, place)),
+        2 => part().prop_map(Op::Unmap),
         3 => (part(), prot()).prop_map(|(part, prot)| Op::Protect(part, prot)),
-        5 => (part(), advice()).prop_map(|(part, advice)| Op::Advise(part, advice)),
+        4 => (part(), advice()).prop_map(|(part, advice)| Op::Advise(part, advice)),
+        4 => remap(),
         1 => (0..HUGE).prop_map(Op::Brk),
     ]
 }
@@ -131,7 +161,7 @@ fn areas() -> impl Strategy<Value = Op> {
 fn accesses() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (page(), offset(), any::<u8>()).prop_map(|(page, offset, byte)| Op::Write(page, offset, byte)),
-        3 => (part(), any::<u8>()).prop_map(|(part, byte)| Op::Fill(part, byte)),
+        4 => (part(), any::<u8>()).prop_map(|(part, byte)| Op::Fill(part, byte)),
         2 => (page(), offset()).prop_map(|(page, offset)| Op::Read(page, offset)),
         1 => page().prop_map(Op::Fetch),
     ]
@@ -148,12 +178,14 @@ fn folios() -> impl Strategy<Value = Op> {
             .prop_map(|(pin, offset, byte)| Op::WriteThroughPin(pin, offset, byte)),
         2 => (1..4u32).prop_map(Op::Shrink),
         1 => Just(Op::ShrinkZero),
+        2 => part().prop_map(|part| Op::Migrate(part, Reach::Own)),
+        3 => part().prop_map(|part| Op::Migrate(part, Reach::All)),
     ]
 }
 
 fn processes() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => Just(Op::Fork),
+        5 => Just(Op::Fork),
         2 => Just(Op::Exit),
         2 => Just(Op::OtherCpu),
         3 => (1..8u64).prop_map(Op::Fail),
@@ -181,13 +213,29 @@ fn machine() -> impl Strategy<Value = Config> {
     })
 }
 
-/// A machine, and up to `steps` steps by processes in `slots` slots on it. The first step maps memory, so that the
-/// others find some.
+/// A machine, and up to `steps` steps on it. Most begin with some huge pages, so that the others find them.
 pub(super) fn game(slots: usize, steps: usize) -> impl Strategy<Value = (Config, Arena, Vec<Step>)> {
     let arena = prop_oneof![5 => Just(Arena::MIDDLE), 1 => Just(Arena::TOP)];
-    let first = (part(), Just(Prot::READ | Prot::WRITE))
-        .prop_map(|(part, prot)| (0, Op::Map(part, prot, Place::Fixed)));
-    let rest = prop::collection::vec((0..slots, op()), 1..steps);
-    let steps = (first, rest).prop_map(|(first, rest)| core::iter::once(first).chain(rest).collect());
+    let whole = Part { at: 0, pages: PAGES };
+    let map = (0, Op::Map(whole, Prot::READ | Prot::WRITE, Place::Fixed));
+    let fill = any::<u8>().prop_map(|byte| {
+        (
+            0,
+            Op::Fill(
+                Part {
+                    at: 0,
+                    pages: 2 * HUGE,
+                },
+                byte,
+            ),
+        )
+    });
+    let first = prop_oneof![
+        1 => Just(vec![]),
+        2 => Just(vec![map.clone()]),
+        6 => fill.prop_map(move |fill| vec![map.clone(), fill]),
+    ];
+    let rest = prop::collection::vec((0..slots, op()), 1..steps - 2);
+    let steps = (first, rest).prop_map(|(first, rest)| [first, rest].concat());
     (machine(), arena, steps)
 }

@@ -10,7 +10,7 @@ use mm::{
 
 use super::{
     Arena, Pages,
-    model::{Backing, Entry, Folio, Space, World, span_of},
+    model::{Backing, Entry, Events, Folio, Space, World, span_of},
     op::{Op, Part, Step, Writing},
 };
 use crate::{
@@ -51,18 +51,18 @@ impl Owners for HeldFrames {
 
 /// The machine, its processes, and the model of both.
 pub(super) struct Game<'s> {
-    sim: &'s Sim,
-    arena: Arena,
+    pub(super) sim: &'s Sim,
+    pub(super) arena: Arena,
     processes: Vec<Option<Process<'s>>>,
     held: Vec<Held<'s>>,
-    world: World,
+    pub(super) world: World,
     /// The step under way may meet an allocation that fails.
     may_fail: Cell<bool>,
 }
 
 /// How a step ended that may have run out of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Outcome {
+pub(super) enum Outcome {
     Done,
     NoMemory,
 }
@@ -89,8 +89,9 @@ impl<'s> Game<'s> {
     }
 
     fn start(&mut self, slot: usize) {
-        let Ok(process) = self.sim.start(cpu(slot)) else {
-            return assert!(self.memory_is_short(), "no memory for a process");
+        let process = match self.sim.start(cpu(slot)) {
+            Ok(process) => process,
+            Err(error) => return self.allow(error),
         };
         process.set_brk_base(VirtAddr::new(self.addr(HEAP)));
         self.processes[slot] = Some(process);
@@ -116,14 +117,14 @@ impl<'s> Game<'s> {
         self.sim.nr_free_pages() < SHORT_OF_MEMORY
     }
 
-    fn act(&mut self, who: usize, op: &Op) {
-        if self.processes[who].is_none() {
-            // Whoever is named starts anew if nobody is left at all.
-            if self.processes.iter().all(Option::is_none) {
-                self.start(who);
-            }
-            return;
+    fn act(&mut self, nth: usize, op: &Op) {
+        let alive: Vec<usize> = (0..self.processes.len())
+            .filter(|&slot| self.processes[slot].is_some())
+            .collect();
+        if alive.is_empty() {
+            return self.start(0);
         }
+        let who = alive[nth % alive.len()];
         let last = self.arena.pages;
         match *op {
             Op::Map(part, prot, place) => self.with(part, |game, range| game.map(who, range, prot, place)),
@@ -139,6 +140,10 @@ impl<'s> Game<'s> {
             Op::SplitPmd(page) if page < last => self.split_pmd(who, page),
             Op::SplitFolio(page) if page < last => self.split_folio(who, page),
             Op::Pin(page, writing) if page < last => self.pin(who, page, writing),
+            Op::Remap(part, len, to, remains) => {
+                self.with(part, |game, range| game.remap(who, range, len, to, remains));
+            }
+            Op::Migrate(part, reach) => self.with(part, |game, range| game.migrate(who, range, reach)),
             Op::Brk(pages) => self.brk(who, HEAP + pages.min(last - HEAP)),
             Op::Unpin(nth) if !self.held.is_empty() => self.unpin(nth % self.held.len()),
             Op::WriteThroughPin(nth, offset, byte) if !self.held.is_empty() => {
@@ -154,23 +159,25 @@ impl<'s> Game<'s> {
         }
     }
 
-    /// Ends everything; the machine must be as it was before the first process.
-    pub(super) fn finish(mut self) {
+    /// Ends everything; the machine must be as it was before the first process. Returns what happened until then.
+    pub(super) fn finish(mut self) -> Events {
+        let events = self.world.events;
         while let Some(held) = self.held.pop() {
             self.sim.unpin(held.pinned);
         }
         self.processes.clear();
         self.sim.shrink_huge_zero_page();
         self.sim.verify(&[], &());
+        events
     }
 
     // ---- addresses
 
-    fn addr(&self, page: u64) -> u64 {
+    pub(super) fn addr(&self, page: u64) -> u64 {
         self.arena.home + page * PAGE_BYTES
     }
 
-    fn virt(&self, range: &Pages) -> VirtRange {
+    pub(super) fn virt(&self, range: &Pages) -> VirtRange {
         let (start, end) = (self.addr(range.start), self.addr(range.end));
         VirtRange::new(VirtAddr::new(start), VirtAddr::new(end)).expect("aligned and in order")
     }
@@ -187,7 +194,7 @@ impl<'s> Game<'s> {
     }
 
     /// The areas of a process, in pages from the arena's start.
-    fn areas(&self, who: usize) -> Vec<(Pages, VmaFlags)> {
+    pub(super) fn areas(&self, who: usize) -> Vec<(Pages, VmaFlags)> {
         let mut areas = Vec::new();
         let page = |at: VirtAddr| (at.as_u64() - self.arena.home) / PAGE_BYTES;
         let _ = self.sim.for_each_vma(self.process(who), &mut |area| {
@@ -201,7 +208,7 @@ impl<'s> Game<'s> {
 
     /// What a result says, if it is the expected one or memory ran out where it may.
     #[track_caller]
-    fn judge<T: PartialEq + core::fmt::Debug>(
+    pub(super) fn judge<T: PartialEq + core::fmt::Debug>(
         &self,
         result: Result<T, MapError>,
         expected: Result<T, MapError>,
@@ -217,7 +224,7 @@ impl<'s> Game<'s> {
     }
 
     #[track_caller]
-    fn allow(&self, error: AllocError) {
+    pub(super) fn allow(&self, error: AllocError) {
         assert!(
             self.may_fail.get() || self.memory_is_short(),
             "{error:?} although there is memory"
@@ -225,7 +232,7 @@ impl<'s> Game<'s> {
     }
 
     /// After a step that ran out of memory: it may have split PMDs, and nothing else.
-    fn note_splits(&mut self, who: usize) {
+    pub(super) fn note_splits(&mut self, who: usize) {
         let spans: Vec<u64> = self.world.space(who).pmds.keys().copied().collect();
         for span in spans {
             if matches!(self.seen(who, span), None | Some(Entry::Pte(_))) {
@@ -235,7 +242,7 @@ impl<'s> Game<'s> {
     }
 
     /// What the tables say about a page, in the model's words.
-    fn seen(&self, who: usize, page: u64) -> Option<Entry> {
+    pub(super) fn seen(&self, who: usize, page: u64) -> Option<Entry> {
         let number = |raw: u64| u32::try_from(raw).expect("a frame number");
         let backing = |frame: u32| {
             let is_anon = self.sim.pages().page(Pfn::new(frame)).is_anon();
@@ -319,7 +326,7 @@ impl<'s> Game<'s> {
             });
     }
 
-    fn is_gone(&self, who: usize, range: &Pages) -> bool {
+    pub(super) fn is_gone(&self, who: usize, range: &Pages) -> bool {
         let areas = self.areas(who);
         areas
             .iter()
@@ -327,7 +334,7 @@ impl<'s> Game<'s> {
     }
 
     /// The model's `munmap`. Each area is dealt with by itself, as it was before it.
-    fn take_away(&mut self, who: usize, range: &Pages, areas: &[(Pages, VmaFlags)]) {
+    pub(super) fn take_away(&mut self, who: usize, range: &Pages, areas: &[(Pages, VmaFlags)]) {
         self.world.cut(who, range);
         self.zap_areas(who, range, areas);
         let space = self.world.space(who);
@@ -378,35 +385,77 @@ impl<'s> Game<'s> {
     }
 
     fn advise(&mut self, who: usize, range: &Pages, advice: Advice) {
+        if let Advice::PopulateRead | Advice::PopulateWrite = advice {
+            return self.populate(who, range, advice);
+        }
         let (expected, virt) = (self.hole_error(who, range), self.virt(range));
         let areas = self.areas(who);
         let result = self.on(who, |sim, process| sim.madvise(process, virt, advice));
         if self.judge(result, expected) == Outcome::NoMemory {
             return self.note_splits(who);
         }
-        match advice {
-            Advice::DontNeed => {
+        let (sequential, random) = (VmaFlags::SEQ_READ, VmaFlags::RAND_READ);
+        let none = VmaFlags::empty();
+        let (set, clear) = match advice {
+            Advice::DontNeed | Advice::DontNeedLocked => {
                 self.zap_areas(who, range, &areas);
                 let space = self.world.space(who);
-                space.bytes.retain(|page, _| !range.contains(page));
+                return space.bytes.retain(|page, _| !range.contains(page));
             }
-            Advice::HugePage => self.change_flags(who, range, VmaFlags::HUGEPAGE, VmaFlags::NOHUGEPAGE),
-            Advice::NoHugePage => self.change_flags(who, range, VmaFlags::NOHUGEPAGE, VmaFlags::HUGEPAGE),
-            // No area has been told how it is read.
-            Advice::Normal => {}
-            other => unreachable!("not drawn: {other:?}"),
-        }
+            Advice::Normal => (none, sequential | random),
+            Advice::Sequential => (sequential, random),
+            Advice::Random => (random, sequential),
+            Advice::HugePage => (VmaFlags::HUGEPAGE, VmaFlags::NOHUGEPAGE),
+            Advice::NoHugePage => (VmaFlags::NOHUGEPAGE, VmaFlags::HUGEPAGE),
+            Advice::DontFork => (VmaFlags::DONTCOPY, none),
+            Advice::DoFork => (none, VmaFlags::DONTCOPY),
+            Advice::WipeOnFork => (VmaFlags::WIPEONFORK, none),
+            Advice::KeepOnFork => (none, VmaFlags::WIPEONFORK),
+            Advice::DontDump => (VmaFlags::DONTDUMP, none),
+            Advice::DoDump => (none, VmaFlags::DONTDUMP),
+            _ => return,
+        };
+        self.change_flags(who, range, set, clear);
     }
 
+    /// What is so already costs no cut.
     fn change_flags(&mut self, who: usize, range: &Pages, set: VmaFlags, clear: VmaFlags) {
-        let mut flags = self.world.space(who).areas.range(range.clone());
-        // What is so already is not cut for it.
-        if flags.all(|(_, &flags)| (flags | set) & !clear == flags) {
-            return;
+        let wanted = |flags: VmaFlags| (flags | set) & !clear;
+        let areas = &self.world.space(who).areas;
+        if areas
+            .range(range.clone())
+            .any(|(_, &flags)| flags != wanted(flags))
+        {
+            self.world.cut(who, range);
         }
-        self.world.cut(who, range);
         let areas = self.world.space(who).areas.range_mut(range.clone());
-        areas.for_each(|(_, flags)| *flags = (*flags | set) & !clear);
+        areas.for_each(|(_, flags)| *flags = wanted(*flags));
+    }
+
+    /// Faults pages in, up to the first that cannot be.
+    fn populate(&mut self, who: usize, range: &Pages, advice: Advice) {
+        let (access, right) = match advice {
+            Advice::PopulateWrite => (Access::Write, Prot::WRITE),
+            _ => (Access::Read, Prot::READ),
+        };
+        let space = self.world.space(who);
+        let first_refused = range.clone().find_map(|page| match space.prot(page) {
+            None => Some((page, MapError::NotMapped)),
+            Some(prot) if !prot.contains(right) => Some((page, MapError::Invalid)),
+            Some(_) => None,
+        });
+        let (end, expected) = first_refused.map_or((range.end, Ok(())), |(page, why)| (page, Err(why)));
+        let virt = self.virt(range);
+        let result = self.on(who, |sim, process| sim.madvise(process, virt, advice));
+        let outcome = self.judge(result, expected);
+        self.note_splits(who);
+        for page in range.start..end {
+            if outcome == Outcome::Done || self.seen(who, page) != self.world.space(who).entry(page) {
+                self.follow(who, page, access);
+                // A page that was copied is free for the next.
+                self.world.forget_free();
+            }
+        }
     }
 
     fn brk(&mut self, who: usize, end: u64) {
@@ -706,7 +755,7 @@ impl<'s> Game<'s> {
 
     // ---- processes
 
-    fn on<T>(&self, who: usize, f: impl FnOnce(&'s Sim, &Process<'s>) -> T) -> T {
+    pub(super) fn on<T>(&self, who: usize, f: impl FnOnce(&'s Sim, &Process<'s>) -> T) -> T {
         let process = self.process(who);
         process.run(|| f(self.sim, process))
     }
@@ -742,9 +791,16 @@ impl<'s> Game<'s> {
     fn follow_fork(&mut self, parent: usize, child: usize) {
         // A page that is held for input or output may have had to be copied: not as a whole, but after a split.
         self.note_splits(parent);
-        let ours = self.world.space(parent).clone();
+        let mut ours = self.world.space(parent).clone();
+        ours.areas.retain(|_, flags| !flags.contains(VmaFlags::DONTCOPY));
+        let areas = ours.areas.clone();
+        ours.areas
+            .retain(|_, flags| !flags.contains(VmaFlags::WIPEONFORK));
+        ours.bytes.retain(|page, _| ours.areas.contains_key(page));
+        ours.ptes.retain(|page, _| ours.areas.contains_key(page));
+        ours.pmds.retain(|span, _| ours.areas.contains_key(span));
         self.world.spaces[child] = Some(Space {
-            areas: ours.areas,
+            areas,
             bytes: ours.bytes,
             heap_end: ours.heap_end,
             ..Space::default()
@@ -843,21 +899,21 @@ impl<'s> Game<'s> {
     fn compare_bytes(&mut self, who: usize) {
         let space = self.world.spaces[who].as_ref().expect("the process is alive");
         let none = super::model::Bytes::new();
+        let mut found = [0; PAGE_SIZE];
         for page in space.areas.keys() {
             let bytes = space.bytes.get(page).unwrap_or(&none);
             let Some(frame) = space.frame(*page) else {
                 assert!(bytes.is_empty(), "process {who}, page {page}: contents are lost");
                 continue;
             };
-            let found = self.sim.machine().frame_bytes(Pfn::new(frame), 1);
-            let matching = bytes
-                .iter()
-                .filter(|&(&at, &byte)| found[usize::from(at)] == byte)
-                .count();
-            let used = PAGE_SIZE - bytecount(&found);
+            self.sim.machine().read_frame(Pfn::new(frame), &mut found);
+            for (&at, byte) in bytes {
+                let found = core::mem::take(&mut found[usize::from(at)]);
+                assert_eq!(found, *byte, "process {who}, page {page}, byte {at}");
+            }
             assert!(
-                matching == bytes.len() && used == bytes.len(),
-                "contents of page {page} of process {who}"
+                found == [0; PAGE_SIZE],
+                "process {who}, page {page}: bytes that nobody wrote"
             );
         }
     }
@@ -896,17 +952,9 @@ impl<'s> Game<'s> {
     }
 
     fn compare_counters(&self) {
-        let (events, (anon, thps)) = (self.world.events, self.world.anon());
-        let expected = [
-            (Counter::NrAnonPages, anon),
-            (Counter::NrAnonThps, thps),
-            (Counter::ThpSplitPmd, events.split_pmd),
-            (Counter::ThpSplitPage, events.split_page),
-            (Counter::ThpSplitPageFailed, events.split_page_failed),
-            (Counter::ThpDeferredSplitPage, events.deferred),
-            (Counter::ThpFaultAlloc, events.fault_alloc),
-        ];
-        for (counter, expected) in expected {
+        let (anon, thps) = self.world.anon();
+        let now = [(Counter::NrAnonPages, anon), (Counter::NrAnonThps, thps)];
+        for (counter, expected) in now.into_iter().chain(self.world.events.counters()) {
             assert_eq!(self.sim.count(counter), expected, "{}", counter.name());
         }
         assert_eq!(
@@ -915,11 +963,6 @@ impl<'s> Game<'s> {
             "the deferred queue"
         );
     }
-}
-
-/// How many of the bytes are zero.
-fn bytecount(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|&&byte| byte == 0).count()
 }
 
 fn first_cpu(slot: usize) -> u8 {
