@@ -331,34 +331,35 @@ impl<P: Platform> Memory<P> {
         gather: &mut Gather<'_, P>,
     ) -> (u64, i64) {
         let (index, nr) = (Level::Pte.index(row.start()), to_usize(row.nr_pages()));
-        let entries = out.entries(index, nr).iter().zip(into.entries(index, nr));
-        let (mut passed, mut shared, mut was_writable) = (0, 0, false);
-        for (entry, copy) in entries {
+        let (entries, copies) = (out.entries(index, nr), into.entries(index, nr));
+        let (mut shared, mut was_writable) = (0, false);
+        let mut row_of_pairs = entries.iter().zip(copies).enumerate();
+        let stop = row_of_pairs.find_map(|(at, (entry, copy))| {
             let raw = RawPte(entry.load_relaxed());
-            if raw != RawPte::NONE {
-                let Some((page, flags)) = self.base_page_of(raw).filter(|(page, _)| !page.has_many_refs())
-                else {
-                    break;
-                };
-                self.get_refs(page, 1);
-                page.map_small();
-                if flags.contains(PageFlags::EXCLUSIVE) {
-                    page.clear_flags(PageFlags::EXCLUSIVE);
-                }
-                if raw.is_writable() {
-                    // A dirty mark that the hardware sets at this moment stays here, which is enough.
-                    entry.fetch_and_acqrel(RawPte::ALL_BUT_WRITE);
-                    was_writable = true;
-                }
-                copy.store_relaxed(raw.read_only().old().0);
-                shared += 1;
+            if raw == RawPte::NONE {
+                return None;
             }
-            passed += 1;
-        }
+            let Some((page, flags)) = self.base_page_of(raw).filter(|(page, _)| !page.has_many_refs()) else {
+                return Some(at);
+            };
+            self.get_refs(page, 1);
+            page.map_small();
+            if flags.contains(PageFlags::EXCLUSIVE) {
+                page.clear_flags(PageFlags::EXCLUSIVE);
+            }
+            if raw.is_writable() {
+                // A dirty mark that the hardware sets at this moment stays here, which is enough.
+                entry.fetch_and_acqrel(RawPte::ALL_BUT_WRITE);
+                was_writable = true;
+            }
+            copy.store_relaxed(raw.read_only().old().0);
+            shared += 1;
+            None
+        });
         if was_writable {
             gather.stale(row, Stride::Page);
         }
-        (passed, shared)
+        (stop.unwrap_or(nr) as u64, shared)
     }
 
     /// Gives the child a copy of the page that `source` maps at `addr`, unless it is being moved by now.

@@ -165,8 +165,7 @@ impl<P: Platform> Memory<P> {
     pub(crate) fn base_page_of(&self, raw: RawPte) -> Option<(Page<'_>, PageFlags)> {
         let page = self.pages().page(raw.frame()?);
         let flags = page.state().flags();
-        let is_part = flags.intersects(PageFlags::HEAD.union(PageFlags::TAIL));
-        (!is_part && page.pfn() != self.zero_pages().small()).then_some((page, flags))
+        (!flags.intersects(NO_BASE_PAGE)).then_some((page, flags))
     }
 
     /// The run that begins with the PTE at `index`, which maps `pfn` at the start of the range and ends with its folio or
@@ -219,6 +218,12 @@ pub(crate) fn user_range() -> VirtRange {
     let end = VirtAddr::new(crate::addr::USER_END);
     VirtRange::new(VirtAddr::zero(), end).unwrap_or_else(|| unreachable!("a valid range"))
 }
+
+/// What says of a mapped page that it is part of a folio, or the zero page, which is no memory that is managed.
+const NO_BASE_PAGE: PageFlags = PageFlags::HEAD
+    .union(PageFlags::TAIL)
+    .union(PageFlags::RESERVED)
+    .union(PageFlags::NOPAGE);
 
 /// Sets the dirty flag without a locked operation where it is set already.
 fn mark_dirty(head: crate::page::Page<'_>) {

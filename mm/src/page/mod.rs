@@ -47,6 +47,9 @@ const MAPPING_ANON: u64 = 1;
 ///
 /// Having one tells you that the number is inside the array; not that there is memory, nor what state the page is in,
 /// nor that it stays in that state.
+///
+/// # Invariants
+/// `pfn` is below `array.frames()`.
 #[derive(Clone, Copy)]
 pub struct Page<'a> {
     array: &'a PageArray,
@@ -57,6 +60,7 @@ impl PageArray {
     /// Returns the record of `pfn`, or `None` past the end of the array.
     #[must_use]
     pub fn get(&self, pfn: Pfn) -> Option<Page<'_>> {
+        // INVARIANT: compared just here.
         (pfn.raw() < self.frames()).then_some(Page { array: self, pfn })
     }
 
@@ -70,6 +74,7 @@ impl PageArray {
         if pfn.raw() >= self.frames() {
             past_the_array(pfn);
         }
+        // INVARIANT: compared just here.
         Page { array: self, pfn }
     }
 }
@@ -102,23 +107,28 @@ impl<'a> Page<'a> {
     }
 
     fn state_word(self) -> &'a AtomicU64 {
-        &self.array.state()[self.pfn.index()]
+        // SAFETY: a `Page` is inside the array, and every column is as long as the array.
+        unsafe { self.array.state().get_unchecked(self.pfn.index()) }
     }
 
     fn refs_word(self) -> &'a AtomicU32 {
-        &self.array.refs()[self.pfn.index()]
+        // SAFETY: a `Page` is inside the array, and every column is as long as the array.
+        unsafe { self.array.refs().get_unchecked(self.pfn.index()) }
     }
 
     fn maps_word(self) -> &'a AtomicU32 {
-        &self.array.maps()[self.pfn.index()]
+        // SAFETY: a `Page` is inside the array, and every column is as long as the array.
+        unsafe { self.array.maps().get_unchecked(self.pfn.index()) }
     }
 
     fn mapping_word(self) -> &'a AtomicU64 {
-        &self.array.mapping()[self.pfn.index()]
+        // SAFETY: a `Page` is inside the array, and every column is as long as the array.
+        unsafe { self.array.mapping().get_unchecked(self.pfn.index()) }
     }
 
     fn index_word(self) -> &'a AtomicU64 {
-        &self.array.index()[self.pfn.index()]
+        // SAFETY: a `Page` is inside the array, and every column is as long as the array.
+        unsafe { self.array.index().get_unchecked(self.pfn.index()) }
     }
 
     /// Flags and link or order, as one value read at once.
