@@ -80,6 +80,8 @@ pub enum SegvReason {
 pub enum Errno {
     /// Nothing is there.
     NoEnt = 2,
+    /// It is not where it should be.
+    Io = 5,
     /// It did not work now and may work later.
     Again = 11,
     /// Out of memory or of address space.

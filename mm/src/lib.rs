@@ -7,7 +7,7 @@
 //! A file may use its own floor where that is said, and any floor below; never one above.
 //! ```text
 //! F9 report     kpageflags kpagecount pagemap smaps · check            accepts any page, takes no sleeping lock of its own
-//! F8 policy     deferred_split · migrate
+//! F8 policy     deferred_split · migrate · mempolicy
 //! F7 actions    fault (anonymous, huge, zero pages, copy-on-write) · fork · mapping (mmap, munmap, brk) · numa · mremap · mlock · advise · clear_refs · zap · protect · pin · gup_fast · split_pmd · split_folio · migration_entry
 //! F6 relations  rmap
 //! F5 spaces     address_space · vma
@@ -41,6 +41,7 @@ pub mod fork;
 pub mod gup_fast;
 pub mod mapping;
 pub mod memory;
+pub mod mempolicy;
 pub mod migrate;
 mod migration_entry;
 pub mod mlock;

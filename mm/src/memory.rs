@@ -262,11 +262,17 @@ impl<P: Platform> Memory<P> {
         self.node_map.nr()
     }
 
+    /// The numbers of the nodes.
+    #[must_use]
+    pub fn nodes_online(&self) -> NodeMask {
+        self.node_map.nodes()
+    }
+
     /// The numbers of the nodes that have memory which programs can get.
     #[must_use]
     pub fn nodes_with_memory(&self) -> NodeMask {
         let has_some = |&node: &NodeId| self.node(node).zones.iter().any(|zone| zone.nr_managed() > 0);
-        let nodes = self.node_map.nodes().iter().filter(has_some);
+        let nodes = self.nodes_online().iter().filter(has_some);
         nodes.fold(NodeMask::EMPTY, |mask, node| mask.with(node))
     }
 

@@ -69,6 +69,18 @@ bitflags::bitflags! {
     }
 }
 
+impl PolicyFlags {
+    /// The two that say what numbers mean.
+    const MEANING: Self = Self::RELATIVE_NODES.union(Self::STATIC_NODES);
+
+    /// Whether they go together, and with `mode`.
+    #[must_use]
+    pub fn suit(self, mode: Mode) -> bool {
+        let balancing = self.contains(Self::NUMA_BALANCING);
+        !self.contains(Self::MEANING) && (!balancing || mode == Mode::Bind)
+    }
+}
+
 /// A wish that means nothing: see [`Policy::new`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BadPolicy;
@@ -104,12 +116,10 @@ impl Policy {
     ///
     /// Origin: Linux `mpol_new`, `mpol_set_nodemask`, `sanitize_mpol_flags`.
     pub fn new(mode: Mode, flags: PolicyFlags, nodes: NodeMask, online: NodeMask) -> Result<Self, BadPolicy> {
-        let placed = PolicyFlags::STATIC_NODES | PolicyFlags::RELATIVE_NODES;
-        let balancing = flags.contains(PolicyFlags::NUMA_BALANCING);
-        if flags.contains(placed) || (balancing && mode != Mode::Bind) {
+        if !flags.suit(mode) {
             return Err(BadPolicy);
         }
-        let has_meaning = flags.intersects(placed);
+        let has_meaning = flags.intersects(PolicyFlags::MEANING);
         let local = Self {
             mode: Mode::Local,
             ..Self::DEFAULT

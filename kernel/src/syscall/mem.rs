@@ -26,14 +26,16 @@ const FLAGS_DONE: u32 = abi::MAP_TYPE
     | abi::MAP_LOCKED
     | abi::MAP_POPULATE;
 
-fn space(call: &Call<'_>) -> core::result::Result<Space, Errno> {
+pub(super) fn space(call: &Call<'_>) -> core::result::Result<Space, Errno> {
     // A process that makes a system call has not ended.
     call.process().space().ok_or(Errno::ENOMEM)
 }
 
-fn errno(error: mm::MapError) -> Errno {
-    match mm::Errno::from(error) {
+/// The error of an operation of `mm`.
+pub(super) fn errno(error: impl Into<mm::Errno>) -> Errno {
+    match error.into() {
         mm::Errno::NoEnt => Errno::ENOENT,
+        mm::Errno::Io => Errno::EIO,
         mm::Errno::Again => Errno::EAGAIN,
         mm::Errno::NoMem => Errno::ENOMEM,
         mm::Errno::Access => Errno::EACCES,

@@ -5,11 +5,13 @@
 
 mod dump;
 mod kpage;
+mod node;
 mod pagemap;
 mod smaps;
 
 pub use dump::dump_page;
 pub use kpage::{kpagecount, kpageflags, kpageflags_with_double_map};
+pub use node::{NodeUses, node_uses};
 pub use pagemap::{leaf, pagemap};
 pub use smaps::{Residency, Share, Split, smaps};
 
