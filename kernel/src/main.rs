@@ -87,7 +87,11 @@ mod entry {
         unsafe { page_ops::choose(config::config().page_ops(), window_ptr(scratch)) };
         let apic = apic::init(&topology, &mut early).map_err(memory::TooLittleMemory::from);
         stop_if_too_small(apic);
-        stop_if_too_small(memory::init(&mut early, RUNNING_CPUS));
+        stop_if_too_small(memory::init(
+            &mut early,
+            RUNNING_CPUS,
+            config::config().nr_nodes(),
+        ));
         log::info!(
             "clock: tsc {} kHz, local apic timer {} kHz",
             clock::tsc_khz(),

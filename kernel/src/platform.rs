@@ -11,8 +11,8 @@
 use core::{arch::asm, marker::PhantomData};
 
 use mm::{
-    AddressSpace, AllocError, CpuId, CpuMask, MapError, Memory, MmRef, Nanos, Platform, Stride, VirtAddr,
-    VirtRange, WaitKey,
+    AddressSpace, AllocError, CpuId, CpuMask, MapError, Memory, MmRef, Nanos, Platform, Policy, Stride,
+    VirtAddr, VirtRange, WaitKey,
 };
 use spin::Once;
 
@@ -20,7 +20,7 @@ use crate::{
     arch::{page_ops::PageOps, paging, percpu},
     boot::early::window_ptr,
     drivers::clock,
-    task::{fail_nth, wait},
+    task::{fail_nth, thread, wait},
 };
 
 /// The memory of this machine.
@@ -164,6 +164,10 @@ unsafe impl Platform for Pc {
 
     fn nr_cpus(&self) -> u32 {
         self.nr_cpus
+    }
+
+    fn task_policy(&self) -> Policy {
+        thread::current_process().map_or(Policy::DEFAULT, |process| process.memory_policy().get())
     }
 
     fn now(&self) -> Nanos {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `loglevel=error\|warn\|info\|debug` | least important log line that is written |
 //! | `clear_page=NAME` | how pages are zeroed and copied, instead of the fastest by measurement |
+//! | `numa=fake=N` | cut the memory into N nodes, 1 to 8, of about equal size |
 //! | `crash=panic\|stack\|fault\|hang` | end badly on purpose once the kernel is up |
 //!
 //! A word nobody knows costs one warning and nothing else.
@@ -18,6 +19,7 @@ pub struct Config {
     log_level: Option<Level>,
     page_ops: Option<PageOps>,
     crash: Option<Crash>,
+    nr_nodes: Option<u32>,
 }
 
 static CONFIG: Once<Config> = Once::new();
@@ -60,6 +62,12 @@ impl Config {
         self.crash
     }
 
+    /// Into how many nodes the memory is to be cut: 1 unless the command line says otherwise.
+    #[must_use]
+    pub fn nr_nodes(self) -> u32 {
+        self.nr_nodes.unwrap_or(1)
+    }
+
     fn take_word(&mut self, word: &'static [u8], unknown: &mut dyn FnMut(&'static [u8])) {
         let parts = core::str::from_utf8(word)
             .ok()
@@ -68,12 +76,21 @@ impl Config {
             Some(("loglevel", level)) => set(&mut self.log_level, Level::from_name(level)),
             Some(("clear_page", name)) => set(&mut self.page_ops, PageOps::from_name(name)),
             Some(("crash", name)) => set(&mut self.crash, Crash::from_name(name)),
+            Some(("numa", nodes)) => set(&mut self.nr_nodes, nr_fake_nodes(nodes)),
             _ => false,
         };
         if !known {
             unknown(word);
         }
     }
+}
+
+/// Reads `fake=N`. Linux's forms that give sizes instead of a number are not known here.
+fn nr_fake_nodes(text: &str) -> Option<u32> {
+    let nr = text.strip_prefix("fake=")?.parse().ok()?;
+    (1..=mm::MAX_NODES)
+        .contains(&mm::addr::to_usize(u64::from(nr)))
+        .then_some(nr)
 }
 
 /// Stores `value` and returns true, or returns false if there is none.

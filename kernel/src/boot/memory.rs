@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use mm::{PAGE_BYTES, Pfn, PfnRange};
+use mm::{NodeMap, PAGE_BYTES, Pfn, PfnRange};
 use spin::Once;
 
 use super::early::{EarlyMemory, OutOfEarlyMemory, Run, Runs};
@@ -91,11 +91,23 @@ pub fn check(memory: &EarlyMemory) -> Result<(), TooLittleMemory> {
     }
 }
 
+/// The nodes that `ram` is to be cut into; one if it is not enough for so many.
+fn cut_into_nodes(ram: &Runs, nr_nodes: u32) -> NodeMap {
+    let runs = ram.as_slice().iter().map(|run| run.frames());
+    NodeMap::cut(runs, nr_nodes).unwrap_or_else(|error| {
+        crate::log::warn!(
+            "numa: {nr_nodes} nodes would have {} KiB each; the memory stays one node",
+            (error.pages * PAGE_BYTES) >> 10
+        );
+        NodeMap::ONE
+    })
+}
+
 /// Starts `mm` with everything that `memory` still has.
 ///
 /// # Errors
 /// Nothing would be left; `mm` was not started.
-pub fn init(memory: &mut EarlyMemory, nr_cpus: u32) -> Result<&'static Mm, TooLittleMemory> {
+pub fn init(memory: &mut EarlyMemory, nr_cpus: u32, nr_nodes: u32) -> Result<&'static Mm, TooLittleMemory> {
     let frames = memory
         .ram()
         .as_slice()
@@ -108,8 +120,9 @@ pub fn init(memory: &mut EarlyMemory, nr_cpus: u32) -> Result<&'static Mm, TooLi
         return Err(TooLittleMemory::NothingLeft { free });
     }
     let first = Pfn::containing(metadata).ok_or(OutOfEarlyMemory { bytes })?;
+    let nodes = cut_into_nodes(memory.ram(), nr_nodes);
     // SAFETY: the metadata were just taken, zeroed, for nobody else, and lie in the window.
-    let mm = platform::install(unsafe { Mm::new(Pc::new(frames, nr_cpus), first) });
+    let mm = platform::install(unsafe { Mm::with_nodes(Pc::new(frames, nr_cpus), first, nodes) });
     for run in memory.ram().as_slice() {
         mm.add_memory(run.frames());
     }
@@ -129,6 +142,15 @@ pub fn init(memory: &mut EarlyMemory, nr_cpus: u32) -> Result<&'static Mm, TooLi
         free >> 20,
         bytes / u64::from(frames.max(1)),
     );
+    for node in mm.nodes_with_memory().iter().filter(|_| nr_nodes > 1) {
+        let frames = mm.node_range(node);
+        crate::log::info!(
+            "numa: node {node}: frames {:#x} to {:#x}, {} MiB free",
+            frames.start().raw(),
+            frames.end().raw(),
+            (mm.nr_free_pages_of(node) * PAGE_BYTES) >> 20
+        );
+    }
     if memory.ram().dropped_bytes() > 0 {
         crate::log::warn!(
             "memory: {} KiB in too many small runs are not used",

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`table`] | number -> name and handler |
 //! | [`mem`] | `mmap` and relatives |
+//! | [`numa`] | memory policies, moving pages |
 //! | [`mod@file`], [`path`] | descriptors; names |
 //! | [`proc`] | identity, limits, ends, futex |
 //! | [`task`] | fork, exec, wait |
@@ -30,6 +31,7 @@ pub mod file;
 pub mod futex;
 pub mod mem;
 pub mod mount;
+pub mod numa;
 pub mod path;
 pub mod proc;
 pub mod signal;

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_abi::{errno::Errno, raw::general as nr};
 
-use super::{Call, Result, file, futex, mem, mount, path, proc, signal, splice, task, time};
+use super::{Call, Result, file, futex, mem, mount, numa, path, proc, signal, splice, task, time};
 use crate::{heap, log};
 
 /// Answers one call.
@@ -128,6 +128,10 @@ table! {
     __NR_clock_nanosleep "clock_nanosleep" => time::clock_nanosleep,
     __NR_exit_group "exit_group" => proc::exit,
     __NR_tgkill "tgkill" => signal::tgkill,
+    __NR_mbind "mbind" => numa::mbind,
+    __NR_set_mempolicy "set_mempolicy" => numa::set_mempolicy,
+    __NR_get_mempolicy "get_mempolicy" => numa::get_mempolicy,
+    __NR_migrate_pages "migrate_pages" => numa::migrate_pages,
     __NR_waitid "waitid" => task::waitid,
     __NR_openat "openat" => path::openat,
     __NR_mkdirat "mkdirat" => path::make_at,
@@ -144,6 +148,8 @@ table! {
     __NR_ppoll "ppoll" => file::ppoll,
     __NR_set_robust_list "set_robust_list" => proc::set_robust_list,
     __NR_get_robust_list "get_robust_list" => proc::get_robust_list,
+    __NR_move_pages "move_pages" => numa::move_pages,
+    __NR_getcpu "getcpu" => numa::getcpu,
     __NR_dup3 "dup3" => file::dup3,
     __NR_pipe2 "pipe2" => file::pipe2,
     __NR_prlimit64 "prlimit64" => proc::prlimit64,

@@ -25,7 +25,7 @@ use core::{
 };
 
 use linux_abi::{errno::Errno, raw::general as abi};
-use mm::Nanos;
+use mm::{Nanos, Policy, policy::PolicyCell};
 use spin::Mutex;
 
 use super::{
@@ -190,6 +190,8 @@ pub struct Process {
     limits: Mutex<[Limit; NR_LIMITS]>,
     /// Address of the list of robust futexes, as the program gave it.
     robust_list: Mutex<u64>,
+    /// Where its new pages come from. It alone changes that.
+    memory_policy: PolicyCell,
     /// Its one thread.
     thread: Mutex<Weak<Thread>>,
     fail_nth: FailNth,
@@ -286,6 +288,7 @@ impl Process {
             signals: Mutex::new(Signals::new()),
             limits: Mutex::new(default_limits()),
             robust_list: Mutex::new(0),
+            memory_policy: PolicyCell::new(Policy::DEFAULT),
             thread: Mutex::default(),
             fail_nth: FailNth::default(),
             usage: Usage::default(),
@@ -323,6 +326,7 @@ impl Process {
             signals: Mutex::new(self.signals.lock().of_child()),
             limits: Mutex::new(*self.limits.lock()),
             robust_list: Mutex::new(0),
+            memory_policy: PolicyCell::new(self.memory_policy.get()),
             thread: Mutex::default(),
             fail_nth: FailNth::default(),
             usage: Usage::default(),
@@ -421,6 +425,12 @@ impl Process {
     #[must_use]
     pub fn robust_list(&self) -> &Mutex<u64> {
         &self.robust_list
+    }
+
+    /// Where its new pages come from, in areas that do not say. Stays when it runs another program.
+    #[must_use]
+    pub fn memory_policy(&self) -> &PolicyCell {
+        &self.memory_policy
     }
 
     /// Its thread; `None` before there is one, and when that has ended.

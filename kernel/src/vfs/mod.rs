@@ -16,6 +16,7 @@
 //! | [`mounts`] | what is mounted where |
 //! | [`dev`], [`tty`] | devices; the terminal's line discipline |
 //! | [`knob`] | files that show and change how the kernel works, in `/sys`, `/proc/sys` and debugfs |
+//! | [`node`] | the nodes of the memory, in `/sys` |
 //! | [`proc`] | `/proc`: formats only, the data come from `mm::report` and the process table |
 //!
 //! The root cannot be written. Opening for writing gives `EROFS`, as on a Linux whose root is mounted read-only.
@@ -29,6 +30,7 @@ pub mod file;
 pub mod initramfs;
 pub mod knob;
 pub mod mounts;
+pub mod node;
 pub mod pipe;
 pub mod proc;
 pub mod tree;
@@ -59,7 +61,8 @@ pub fn mount_root(archives: &'static [u8]) -> Result<Unpacked, AddError> {
     let mounted = dev::populate(&mut tree)
         .and_then(|()| proc::populate(&mut tree))
         .and_then(|()| knob::populate(&mut tree))
-        .and_then(|()| mounts::populate(&mut tree));
+        .and_then(|()| mounts::populate(&mut tree))
+        .and_then(|()| node::populate(&mut tree));
     ROOT.call_once(|| tree);
     mounted.map(|()| unpacked)
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use boot::{capture::Captured, initrd::Root};
+use boot::{capture::Captured, initrd::Root, machine::Machine};
 use libtest_mimic::Failed;
 
 use super::{
@@ -36,6 +36,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("abi::mounts_failures_waits_and_usage", || {
             kept("system").map(drop)
         }),
+        Case::new("abi::nodes_have_policies_and_pages_move_between_them", two_nodes),
+        Case::new("abi::one_node_is_what_bad_words_leave", one_node),
         Case::new("abi::wild_system_calls_hurt_nobody", wild_calls),
         Case::new("abi::vector_registers_survive_other_programs", vector_registers),
         Case::new("abi::bad_ends_have_their_status", bad_ends),
@@ -51,8 +53,13 @@ pub(super) fn session(lines: &[String]) -> Result<Captured, Failed> {
 
 /// As [`session`], for up to `limit`.
 pub(super) fn session_within(lines: &[String], limit: Duration) -> Result<Captured, Failed> {
+    session_on(&bench::machine()?, lines, limit)
+}
+
+/// As [`session_within`], on a machine of one's own.
+fn session_on(machine: &Machine, lines: &[String], limit: Duration) -> Result<Captured, Failed> {
     let input = format!("{}\ncheck\npoweroff {LAST}\n", lines.join("\n"));
-    let captured = bench::run_within(&bench::machine()?, input.as_bytes(), limit)?;
+    let captured = bench::run_within(machine, input.as_bytes(), limit)?;
     ended(&captured, LAST)?;
     ensure(captured.text().contains("all of memory is in order"), || {
         format!("the memory is not in order:\n{}", captured.text())
@@ -98,6 +105,30 @@ fn arguments() -> Result<(), Failed> {
         })?;
     }
     all_kept(&captured)
+}
+
+/// On a machine whose memory is cut in two.
+fn two_nodes() -> Result<(), Failed> {
+    let captured = with_words(&["numa=fake=2"], "run abi-check nodes 2")?;
+    ensure(captured.log.contains("numa: node 1: frames"), || {
+        format!("no second node in the log:\n{}", captured.log)
+    })
+}
+
+fn one_node() -> Result<(), Failed> {
+    let bad = ["numa=fake=9", "numa=fake=0", "numa=fake=512M", "numa=on"];
+    let captured = with_words(&bad, "run abi-check nodes 1")?;
+    let is_told = |word: &&str| captured.log.contains(&format!("unknown word `{word}`"));
+    ensure(bad.iter().all(is_told), || captured.log.clone())
+}
+
+/// Runs a case whose promises must all be kept, on a machine with these words on the kernel's command line.
+fn with_words(words: &[&str], line: &str) -> Result<Captured, Failed> {
+    let mut machine = bench::machine()?;
+    machine.words.extend(words.iter().map(Into::into));
+    let captured = session_on(&machine, &[line.to_owned()], bench::LIMIT)?;
+    all_kept(&captured)?;
+    Ok(captured)
 }
 
 fn wild_calls() -> Result<(), Failed> {

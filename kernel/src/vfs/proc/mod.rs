@@ -28,7 +28,10 @@ use alloc::{boxed::Box, collections::BTreeMap};
 use linux_abi::{errno::Errno, raw::general as abi};
 
 pub use self::{control::ControlFile, words::WordFile};
-use super::tree::{AddError, Attributes, Kind, Tree};
+use super::{
+    node::NodeFile,
+    tree::{AddError, Attributes, Kind, Tree},
+};
 use crate::{heap, task::process::Pid};
 
 /// A file of text.
@@ -60,6 +63,8 @@ pub enum TextFile {
     Cmdline,
     /// Name of a process.
     Comm,
+    /// Something about the nodes of the memory.
+    Node(NodeFile),
 }
 
 impl TextFile {
@@ -86,6 +91,7 @@ impl TextFile {
             Self::Statm => of_process(status::statm),
             Self::Cmdline => of_process(process::cmdline),
             Self::Comm => of_process(process::comm),
+            Self::Node(file) => Ok(file.text()),
         }
     }
 }
@@ -110,6 +116,14 @@ impl TextFile {
 
 /// Bytes that most texts stay below.
 const MOST_TEXTS: usize = 16 << 10;
+
+impl TextFile {
+    /// The file as a node of the tree.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        text(self)
+    }
+}
 
 /// What a computed file holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -116,7 +116,7 @@ pub fn version() -> Box<[u8]> {
 }
 
 /// Collects text; a `String` takes everything, so there is no error to hand on.
-pub(super) fn text(write: impl FnOnce(&mut String) -> core::fmt::Result) -> Box<[u8]> {
+pub(in crate::vfs) fn text(write: impl FnOnce(&mut String) -> core::fmt::Result) -> Box<[u8]> {
     let mut text = String::new();
     let _ = write(&mut text);
     text.into_bytes().into()

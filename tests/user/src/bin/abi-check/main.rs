@@ -10,8 +10,8 @@ mod ends;
 mod files;
 mod fpu;
 mod fuzz;
-mod hold;
 mod memory;
+mod nodes;
 mod pipes;
 mod signals;
 mod splice;
@@ -70,14 +70,14 @@ const CASES: &[Case] = &[
         run: fuzz::check,
     },
     Case {
-        name: "hold",
-        does: "leaves a process with a huge page behind: [pin] [hole] [share]",
-        run: hold::hold,
-    },
-    Case {
         name: "memory",
         does: "mmap, munmap, mprotect, madvise, brk, and their counters",
         run: memory::check,
+    },
+    Case {
+        name: "nodes",
+        does: "memory policies, moving pages between nodes: NUMBER of nodes",
+        run: nodes::check,
     },
     Case {
         name: "pipes",
