@@ -2,9 +2,15 @@
 //! runs after every step.
 
 use mm::{
-    AllocFlags, MapRequest, Mode, NodeId, NodeMask, Order, PAGE_BYTES, PMD_ORDER, PMD_SIZE, Pfn, Place,
-    Placement, Policy, PolicyFlags, Prot, ThpMode, VirtAddr, VirtRange, VmaFlags, ZeroReads, check::Owners,
-    deferred_split::Progress, error::MapError, fault::Access, migrate::NotIsolated, platform::CpuId,
+    AllocFlags, Counter, MapRequest, Mode, NodeId, NodeMask, Order, PAGE_BYTES, PMD_ORDER, PMD_SIZE, Pfn,
+    Place, Placement, Policy, PolicyFlags, Prot, ThpMode, VirtAddr, VirtRange, VmaFlags, ZeroReads,
+    check::Owners,
+    deferred_split::Progress,
+    error::MapError,
+    fault::Access,
+    mempolicy::{MbindError, Misplaced},
+    migrate::{NotIsolated, Reach},
+    platform::CpuId,
 };
 use mm_testkit::{
     scenario::{HOME, HUGE},
@@ -195,7 +201,7 @@ fn huge_pages_interleave_too() {
     let first = (HOME / PMD_SIZE % 2) as u32;
     let nodes = [0, 1, 2, 3].map(|huge| node_of(&sim, &process, huge * HUGE));
     assert_eq!(nodes, [first, 1 - first, first, 1 - first].map(Ok));
-    assert_eq!(sim.count(mm::Counter::NrAnonThps), 4);
+    assert_eq!(sim.count(Counter::NrAnonThps), 4);
     sim.verify(&[&process], &());
 }
 
@@ -314,4 +320,128 @@ fn each_node_has_a_deferred_queue_and_none_waits_for_another() {
     pins.into_iter().for_each(|(folio, _)| sim.put(folio));
     assert_eq!(sim.split_deferred(10), Progress { scanned: 2, split: 2 });
     sim.verify(&[&process], &());
+}
+
+#[test]
+fn mbind_moves_what_lies_elsewhere() {
+    let sim = machine(2);
+    let process = process(&sim, 2 * HUGE);
+    for huge in [0, 1] {
+        (0..HUGE).for_each(|page| {
+            process
+                .write_byte(at(huge * HUGE + page), page as u8)
+                .expect("writable")
+        });
+    }
+    let wish = policy(&sim, Mode::Bind, 0b10);
+    let bind = |pages: VirtRange, misplaced| sim.mbind(&process, pages, (wish, wish.nodes()), misplaced);
+    let nodes = || [0, HUGE - 1, HUGE, 2 * HUGE - 1].map(|page| node_of(&sim, &process, page));
+    assert_eq!(bind(range(0, 1), Misplaced::Refuse), Err(MbindError::Misplaced));
+    assert_eq!(
+        sim.policy_at(&process, VirtAddr::new(HOME)),
+        Some(Policy::DEFAULT),
+        "nothing changed"
+    );
+    assert_eq!(bind(range(0, HUGE), Misplaced::Stay), Ok(()));
+    assert_eq!(nodes(), [Ok(0); 4], "a policy moves nothing by itself");
+    assert_eq!(bind(range(0, HUGE), Misplaced::MustMove(Reach::Own)), Ok(()));
+    assert_eq!(nodes(), [Ok(1), Ok(1), Ok(0), Ok(0)]);
+    let count = sim.count(Counter::ThpMigrationSuccess);
+    assert_eq!(count, 1, "whole");
+    sim.verify(&[&process], &());
+    let child = process.fork(CpuId::new(1)).expect("memory is there");
+    let second = range(HUGE, HUGE);
+    assert_eq!(
+        bind(second, Misplaced::Move(Reach::Own)),
+        Ok(()),
+        "shared pages stay"
+    );
+    assert_eq!(
+        bind(second, Misplaced::MustMove(Reach::Own)),
+        Err(MbindError::Misplaced),
+        "and it is said"
+    );
+    assert_eq!(node_of(&sim, &process, HUGE), Ok(0));
+    assert_eq!(bind(second, Misplaced::MustMove(Reach::All)), Ok(()));
+    assert_eq!(node_of(&sim, &child, HUGE), Ok(1), "for both");
+    sim.verify(&[&process, &child], &());
+    for page in 0..2 * HUGE {
+        assert_eq!(child.read_byte(at(page)), Ok((page % HUGE) as u8));
+    }
+}
+
+#[test]
+fn a_pinned_page_does_not_move() {
+    let sim = machine(2);
+    let process = process(&sim, HUGE);
+    process.write_byte(at(0), 1).expect("writable");
+    let (folio, frame) = sim
+        .get_user_page(&process, VirtAddr::new(at(7)), Access::Write)
+        .expect("mapped");
+    let wish = policy(&sim, Mode::Bind, 0b10);
+    let bound = sim.mbind(
+        &process,
+        range(0, HUGE),
+        (wish, wish.nodes()),
+        Misplaced::MustMove(Reach::All),
+    );
+    assert_eq!(bound, Err(MbindError::Misplaced));
+    let nodes = (NodeMask::from_bits(0b01), NodeMask::from_bits(0b10));
+    assert_eq!(sim.migrate_space(&process, nodes, Reach::All), Ok(1));
+    assert_eq!(sim.resident_frame(&process, VirtAddr::new(at(7))), Ok(frame));
+    sim.put(folio);
+    sim.verify(&[&process], &());
+    assert_eq!(sim.migrate_space(&process, nodes, Reach::All), Ok(0));
+    assert_eq!(node_of(&sim, &process, 7), Ok(1));
+    sim.verify(&[&process], &());
+}
+
+#[test]
+fn a_full_node_takes_nothing_and_nothing_is_lost() {
+    let sim = machine(2);
+    let process = process(&sim, HUGE + 4);
+    (0..HUGE + 4).for_each(|page| process.write_byte(at(page), page as u8).expect("writable"));
+    let far = take_all(&sim, Placement::only(node(1)), Order::ZERO);
+    let nodes = (NodeMask::from_bits(0b01), NodeMask::from_bits(0b10));
+    assert!(sim.migrate_space(&process, nodes, Reach::All).is_err());
+    sim.verify(&[&process], &far);
+    give_back(&sim, far);
+    (0..HUGE + 4).for_each(|page| assert_eq!(process.read_byte(at(page)), Ok(page as u8)));
+    assert_eq!(sim.migrate_space(&process, nodes, Reach::All), Ok(0));
+    (0..HUGE + 4).for_each(|page| assert_eq!(node_of(&sim, &process, page), Ok(1), "page {page}"));
+    sim.verify(&[&process], &());
+}
+
+/// A huge page that waits to be split goes on waiting where it arrives.
+#[test]
+fn the_deferred_queue_follows_the_page() {
+    let sim = machine(2);
+    let process = process(&sim, HUGE);
+    process.write_byte(at(0), 1).expect("writable");
+    process
+        .run(|| sim.munmap(&process, range(7, 1)))
+        .expect("memory for the cut");
+    let waiting = || [0, 1].map(|number| sim.nr_deferred_splits_of(node(number)));
+    assert_eq!(waiting(), [1, 0]);
+    let nodes = (NodeMask::from_bits(0b01), NodeMask::from_bits(0b10));
+    assert_eq!(sim.migrate_space(&process, nodes, Reach::All), Ok(0));
+    assert_eq!(waiting(), [0, 1]);
+    sim.verify(&[&process], &());
+    assert_eq!(sim.split_deferred(1), Progress { scanned: 1, split: 1 });
+    sim.verify(&[&process], &());
+}
+
+#[test]
+fn each_node_says_what_it_is_used_for() {
+    let sim = machine(2);
+    let process = process(&sim, 2 * HUGE);
+    sim.set_policy(&process, range(HUGE, HUGE), policy(&sim, Mode::Bind, 0b10))
+        .expect("mapped");
+    process.write_byte(at(0), 1).expect("writable");
+    process.write_byte(at(HUGE), 1).expect("writable");
+    let uses = [0, 1].map(|number| mm::report::node_uses(&sim, node(number)));
+    assert_eq!(uses.map(|uses| (uses.anon, uses.huge)), [(HUGE, 1); 2]);
+    assert_eq!(uses.map(|uses| uses.inactive), [HUGE; 2]);
+    assert_eq!(uses[0].tables + uses[1].tables, sim.count(Counter::NrPageTable));
+    assert_eq!(uses[1].tables, 0, "tables come from the nearest node");
 }
