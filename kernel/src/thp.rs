@@ -160,7 +160,8 @@ fn split_unless_held(pfn: Pfn) -> Result<(), Refusal> {
 }
 
 /// The frame that is mapped at `addr`, if one is.
-fn mapped_frame(space: &AddressSpace, addr: VirtAddr) -> Option<Pfn> {
+#[must_use]
+pub fn mapped_frame(space: &AddressSpace, addr: VirtAddr) -> Option<Pfn> {
     use linux_abi::page::pm;
     let word = mm::report::pagemap(mm(), space, addr);
     let is_present = word >> pm::PRESENT & 1 == 1;

@@ -12,6 +12,7 @@ use crate::{
     address_space::AddressSpace,
     error::VmFault,
     fault::{Access, FaultInfo},
+    flags::PageFlags,
     folio::Folio,
     memory::Memory,
     pgtable::{PmdEntry, PteEntry, Visit, cursor::Level, entry::Marks},
@@ -61,6 +62,8 @@ impl<P: Platform> Memory<P> {
             // Nobody ever writes to a zero page, so there is nothing to keep apart; and everybody shares its counts.
             if !self.is_zero_page(folio.page()) {
                 folio.page().pin_add();
+                // Whoever takes a page by its frame uses it where no entry gets an accessed mark.
+                folio.page().set_flags(PageFlags::REFERENCED);
             }
             let pinned = Pinned { folio, pfn };
             // A fork that looked before the mark was there has shared the page.

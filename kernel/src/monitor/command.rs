@@ -1,9 +1,12 @@
 //! The table of commands, and how their arguments are read.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::fmt;
+use core::{
+    fmt,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
-use mm::{Pfn, Platform};
+use mm::{Pfn, Platform, VirtAddr};
 
 use super::{After, dump, memory, programs, say};
 use crate::{
@@ -40,7 +43,7 @@ impl fmt::Display for Expected {
                 let last = mm().platform().frames().saturating_sub(1);
                 write!(
                     f,
-                    "frame numbers from 0 to {last:#x}, as 0x1f or 31, or two with `-` between them"
+                    "frame numbers from 0 to {last:#x}, as 0x1f or 31, or two with `-` between them; `.` is the last one shown"
                 )
             }
             Self::Process => f.write_str("the number of a process that runs (see `ps`)"),
@@ -119,8 +122,8 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "page",
-        arguments: "PFN",
-        does: "everything about one frame",
+        arguments: "PFN | PID ADDRESS",
+        does: "everything about one frame; it is `.` from then on",
         handler: page,
     },
     Command {
@@ -242,7 +245,14 @@ fn number(word: &str) -> Option<u64> {
     }
 }
 
+/// The frame that `page` showed last.
+static SHOWN: AtomicU32 = AtomicU32::new(0);
+
 fn frame(word: &str) -> Result<Pfn, Expected> {
+    if word == "." {
+        // Relaxed: the monitor alone uses it.
+        return Ok(Pfn::new(SHOWN.load(Ordering::Relaxed)));
+    }
     let last = mm().platform().frames();
     let pfn = number(word).and_then(|number| u32::try_from(number).ok());
     pfn.filter(|&pfn| pfn < last).map(Pfn::new).ok_or(Expected::Frame)
@@ -281,11 +291,27 @@ fn process(word: &str) -> Result<Arc<Process>, Expected> {
 }
 
 fn page(request: &mut Request<'_>) -> Answer {
-    let [word] = request.words else {
-        return Err(Expected::Usage);
+    let pfn = match request.words {
+        [pfn] => frame(pfn)?,
+        [pid, address] => {
+            let (process, addr) = (process(pid)?, address_of(address)?);
+            let Some(pfn) = memory::mapped_frame(&process, addr) else {
+                say!("page: {process:?} has nothing mapped at {:#x}", addr.as_u64());
+                return Ok(After::GoOn);
+            };
+            pfn
+        }
+        _ => return Err(Expected::Usage),
     };
-    memory::page(frame(word)?);
+    // Relaxed: the monitor alone uses it.
+    SHOWN.store(pfn.raw(), Ordering::Relaxed);
+    memory::page(pfn);
     Ok(After::GoOn)
+}
+
+fn address_of(word: &str) -> Result<VirtAddr, Expected> {
+    let address = number(word).filter(|&address| address < mm::USER_END);
+    address.map(VirtAddr::new).ok_or(Expected::Address)
 }
 
 fn maps(request: &mut Request<'_>) -> Answer {
@@ -309,10 +335,7 @@ fn split(request: &mut Request<'_>) -> Answer {
         [pfn] => memory::split_frame(frame(pfn)?),
         [pid, address] => {
             let process = process(pid)?;
-            let address = number(address)
-                .filter(|&address| address < mm::USER_END)
-                .ok_or(Expected::Address)?;
-            memory::split_address(&process, mm::VirtAddr::new(address));
+            memory::split_address(&process, address_of(address)?);
         }
         _ => return Err(Expected::Usage),
     }

@@ -5,7 +5,7 @@ use core::fmt;
 
 use linux_abi::page::kpf;
 use mm::{
-    AddressSpace, ENTRIES, PAGE_BYTES, PMD_ORDER, PMD_SIZE, Pfn, Platform, VirtAddr,
+    AddressSpace, ENTRIES, PAGE_BYTES, PMD_ORDER, PMD_SIZE, PageFlags, Pfn, Platform, VirtAddr,
     folio::Folio,
     rmap::{MappedBy, Mapping},
     split_folio::SplitError,
@@ -20,6 +20,7 @@ use crate::{
         space::Space,
     },
     thp::{self, Dropped, Refusal},
+    vfs::pipe,
 };
 
 /// Names of the bits of a kpageflags word, as `page-types` calls them.
@@ -217,12 +218,13 @@ impl MappedRun {
     }
 }
 
-/// Lists every entry that maps the folio, as rmap finds them.
-fn list_mappings(folio: &Folio<'_>) {
+/// Lists every entry that maps the folio, as rmap finds them; returns how many hold a reference to it.
+fn list_mappings(folio: &Folio<'_>) -> u64 {
     // Table locks are held while entries are visited, so the list gets its room before.
     let mut runs: Vec<MappedRun> = Vec::with_capacity(RUNS_MAX);
-    let mut missed = 0_u64;
+    let (mut missed, mut holding) = (0_u64, 0_u64);
     mm().for_each_mapping(folio.page(), &mut |mapping| {
+        holding += u64::from(mapping.by != MappedBy::Migration);
         if let Some(last) = runs.last_mut().filter(|last| last.is_followed_by(&mapping)) {
             last.count += 1;
         } else if runs.len() < RUNS_MAX {
@@ -243,6 +245,44 @@ fn list_mappings(folio: &Folio<'_>) {
     if missed > 0 {
         say!("  and {missed} more entries");
     }
+    holding
+}
+
+/// Says whose the references to the folio are, as far as anybody keeps account of them.
+fn list_holders(folio: &Folio<'_>, entries: u64) {
+    let head = folio.page();
+    let refs = u64::from(head.refs_hint());
+    let mut pinned = 0;
+    say!("references: {refs}");
+    say!("  {entries} of entries");
+    pipe::for_each_pinned(&mut |pfn, references| {
+        if mm().pages().page(pfn).head().pfn() == head.pfn() {
+            say!("  {references} of a pipe, which holds pfn {pfn}");
+            pinned += u64::from(references);
+        }
+    });
+    say!("  1 of this command");
+    let unknown = refs.saturating_sub(entries + pinned + 1);
+    if unknown > 0 {
+        say!("  {unknown} of somebody else: a system call that is under way");
+    }
+    let flags = head.state().flags();
+    for (flag, text) in [
+        (PageFlags::LOCKED, "it is locked"),
+        (PageFlags::QUEUED, "it waits on the deferred split queue"),
+    ] {
+        if flags.contains(flag) {
+            say!("{text}");
+        }
+    }
+    if head.is_anon() && !flags.contains(PageFlags::LRU) {
+        say!("it is on no LRU list: somebody has taken it off to move it");
+    }
+}
+
+/// The frame that a process has mapped at `addr`.
+pub fn mapped_frame(process: &Process, addr: VirtAddr) -> Option<Pfn> {
+    thp::mapped_frame(&*process.space()?, addr)
 }
 
 /// `page PFN`.
@@ -257,7 +297,8 @@ pub fn page(pfn: Pfn) {
         say!("nobody holds it");
         return;
     };
-    list_mappings(&folio);
+    let entries = list_mappings(&folio);
+    list_holders(&folio, entries);
     if folio.page().compound_order() == PMD_ORDER {
         match mm().split_hindrance(folio.page()) {
             None => say!("it could be split"),

@@ -245,6 +245,23 @@ impl<'a> Page<'a> {
         self.index_word().store_relaxed(value);
     }
 
+    /// The whole record, as it is stored: state, links of the page's list (next above previous), mapping, index,
+    /// reference count above mapcount.
+    #[must_use]
+    pub fn raw_words(self) -> [u64; 5] {
+        let index = self.pfn.index();
+        let pair = |high: &AtomicU32, low: &AtomicU32| {
+            u64::from(high.load_relaxed()) << 32 | u64::from(low.load_relaxed())
+        };
+        [
+            self.state_word().load_relaxed(),
+            pair(&self.array.next()[index], &self.array.prev()[index]),
+            self.mapping_word().load_relaxed(),
+            self.index_word().load_relaxed(),
+            pair(self.refs_word(), self.maps_word()),
+        ]
+    }
+
     /// Position within its compound page; 0 for heads and order-0 pages.
     #[must_use]
     pub fn subpage(self) -> usize {

@@ -30,7 +30,7 @@ use mm_testkit::{
         N, PAGE, RW, at, cpu, frame, machine, number, one_thp, range, reads_its_numbers, row, split_pmd,
         unmap, write_numbers,
     },
-    machine::{SimMachine, on_cpu, with_copy_hook},
+    machine::{SimMachine, Walk, entry_bits, on_cpu, with_copy_hook},
     scenario::HUGE,
     sim::{AccessError, Process, Sim},
 };
@@ -198,7 +198,10 @@ fn t16_2_fork_in_the_middle_shares_the_new_page() {
         let a = if huge { one_thp(&sim) } else { base_pages(&sim, 1) };
         let pages = if huge { HUGE } else { 1 };
         let child = RefCell::new(None);
+        let old = frame(&sim, &a, 0);
         let done = migrate_and(&sim, &a, pages, &|| {
+            // That it is exclusive only the entry remembers: so fork can end it, also if the page then stays.
+            assert_eq!(kpageflags(&sim, old) >> 34 & 1, 0);
             *child.borrow_mut() = Some(a.fork(cpu(1)).expect("memory is there"));
         });
         assert_eq!(done, ONE_MOVED);
@@ -423,6 +426,55 @@ fn t17_1_mprotect_before_in_and_after_a_migration() {
             sim.verify(&[&a], &());
         }
     }
+}
+
+/// The race itself: `mprotect` has changed the area and not come to the entry yet when the page arrives. What the entry
+/// says is not enough then.
+#[test]
+#[cfg_attr(miri, ignore = "the area spans more than there is there")]
+fn t17_1_the_page_arrives_between_the_area_and_its_entry() {
+    // So far away that it has a PMD table of its own: the one that `mprotect` is busy with is locked.
+    const FAR: u64 = HUGE * HUGE;
+    let sim = machine();
+    let a = sim.start(cpu(0)).expect("memory is there");
+    map_pages(&sim, &a, 0, FAR + HUGE, VmaFlags::empty());
+    write_numbers(&a, 0, 1);
+    // Only part of the last huge page is inside the area: a base page.
+    unmap(&sim, &a, FAR + 9, HUGE - 9);
+    a.write_byte(at(FAR), 1).expect("writable");
+    let mut list = List::new(&sim);
+    let far = VirtAddr::new(at(FAR));
+    sim.isolate_page_at(&a, far, Reach::All, &mut list)
+        .expect("mapped");
+    std::thread::scope(|scope| {
+        let (gate, protector) = (Cell::new(None), Cell::new(None));
+        let begin_mprotect = || {
+            let (sim, a) = (&sim, &a);
+            gate.set(Some(sim.machine().hold_next_flush()));
+            protector.set(Some(scope.spawn(move || {
+                let _thread = sim.machine().join();
+                on_cpu(cpu(2), || {
+                    sim.mprotect(a, range(0, FAR + 9), Prot::READ).expect("mapped");
+                });
+            })));
+            let held = gate.take().expect("set above");
+            held.wait();
+            gate.set(Some(held));
+        };
+        let done = with_copy_hook(&begin_mprotect, || {
+            sim.migrate_pages(&mut list, &mut Targets::new(&mut fresh(&sim)), MigrateMode::Sync)
+        });
+        assert_eq!(done, ONE_MOVED);
+        // Still in its first huge page: the area is read-only already, the far entry is nobody's business but ours.
+        let Walk::Mapped(leaf) = sim.machine().walk(a.root(), at(FAR)) else {
+            panic!("the page has arrived");
+        };
+        assert_eq!(leaf.rights & entry_bits::WRITE, 0, "read-only, as its area is");
+        drop(gate.take());
+        protector.take().expect("the hook ran").join().expect("no panic");
+    });
+    sim.verify(&[&a], &());
+    assert_eq!(a.write_byte(at(FAR), 2), READ_ONLY);
 }
 
 /// The right to write comes and goes while the page is on its way: what holds at the end counts.
@@ -1076,11 +1128,23 @@ fn pages_move_under_running_threads() {
             for round in 0..ROUNDS {
                 sim.mprotect(a, range(0, all), Prot::READ).expect("mapped");
                 // Nobody can write now: what is read twice is the same.
+                let addr = VirtAddr::new(at(2 * HUGE));
+                let (used, _) = sim.get_user_page(a, addr, Access::Read).expect("mapped");
                 let child = sim.fork_space(a).expect("memory is there");
+                sim.put(used);
                 if round % 8 == 0 {
                     sim.split_huge_pmd(a, VirtAddr::new(at(0)));
                 }
                 sim.mprotect(a, range(0, all), RW).expect("mapped");
+                sim.mprotect(&child, range(0, all), RW).expect("mapped");
+                // The child's own from now on, wherever the page was meanwhile.
+                for page in [0, 7, 2 * HUGE] {
+                    let addr = VirtAddr::new(at(page));
+                    sim.with_user_page(&child, addr, Access::Write, &mut |mut bytes| {
+                        bytes.write(&[0xff]);
+                    })
+                    .expect("writable");
+                }
                 if round % 2 == 0 {
                     sim.munmap(&child, range(3, HUGE)).expect("mapped");
                 }

@@ -21,7 +21,7 @@ const LINUX: &str = "CLEAVE_LINUX_KERNEL";
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// What is compared.
-const SECTIONS: &str = "share queue pmd page files";
+const SECTIONS: &str = "share queue pmd page pins files";
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -66,8 +66,9 @@ fn linux() -> Result<(), Failed> {
         "max",
     ]);
     qemu.arg("-kernel").arg(kernel).args(["-initrd", &initrd]);
-    // Five levels of page tables would make user space larger; two nodes are what moving needs.
-    let parameters = "console=ttyS0 quiet loglevel=3 no5lvl numa=fake=2 transparent_hugepage=always";
+    // Five levels of page tables would make user space larger; balancing would unmap pages behind the program's back.
+    let parameters =
+        "console=ttyS0 quiet loglevel=3 no5lvl numa_balancing=disable transparent_hugepage=always";
     qemu.arg("-append").arg(format!(
         "{parameters} rdinit=/bin/linux-init -- /bin/thp-numbers {SECTIONS}"
     ));

@@ -10,6 +10,7 @@ mod ends;
 mod files;
 mod fpu;
 mod fuzz;
+mod hold;
 mod memory;
 mod nodes;
 mod pipes;
@@ -68,6 +69,11 @@ const CASES: &[Case] = &[
         name: "fuzz",
         does: "every system call with wild arguments: [SEED [CALLS]]",
         run: fuzz::check,
+    },
+    Case {
+        name: "hold",
+        does: "leaves a process with a huge page behind: [pin] [hole] [share]",
+        run: hold::hold,
     },
     Case {
         name: "memory",

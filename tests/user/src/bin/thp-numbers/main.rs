@@ -6,7 +6,8 @@
 //!
 //!   ROW  change    what the step added to the counters of the machine
 //!   ROW  pages     mcN: page-table entries that map subpage N; mapped: subpages that any entry maps;
-//!                  entries and pmds: those of all processes together; free: subpages that are back with the allocator
+//!                  entries and pmds: those of all processes together; anon and thps: what all steps so far added to
+//!                  AnonPages (in pages) and to huge pages; free: subpages that are back with the allocator
 //!   ROW  flags     kpageflags, as runs of equal subpages
 //!   ROW  smaps P   the page's areas in process P, summed, in kB
 //!   ROW  pagemap P the same words as runs; `+pfn`: the frame is the subpage's own
@@ -61,6 +62,11 @@ const SECTIONS: &[Section] = &[
         name: "pins",
         does: "T3.6, T4.2, T5.2: a page that a pipe holds",
         print: rows::pins,
+    },
+    Section {
+        name: "nodes",
+        does: "C19: a page mapped by PTEs and a PMD moves to another node",
+        print: rows::nodes,
     },
     Section {
         name: "files",

@@ -17,6 +17,8 @@ use crate::{
     twin::Command,
 };
 
+/// Moves pages that others map too.
+const MPOL_MF_MOVE_ALL: i32 = 4;
 const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
 
 /// T1: fork, split, unmap in three processes.
@@ -62,7 +64,7 @@ pub(crate) fn share() -> io::Result<()> {
 /// Something to be written into a file of the kernel, ready: opened, and with its text, so that nothing else happens in
 /// the step that writes it.
 #[derive(Debug)]
-struct Order {
+pub(crate) struct Order {
     file: File,
     text: String,
 }
@@ -90,7 +92,7 @@ impl Order {
     }
 
     /// Writes it.
-    fn give(&mut self) -> io::Result<()> {
+    pub(crate) fn give(&mut self) -> io::Result<()> {
         match self.file.write(self.text.as_bytes())? {
             taken if taken == self.text.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
@@ -238,7 +240,7 @@ pub(crate) fn pins() -> io::Result<()> {
         let mut scene = Scene::new("T3.6")?;
         let mut pin = Pin::take(scene.block(), 100)?;
         scene.step("T3.6a", A, &Unmap(7..8), Pages)?;
-        order(&mut scene, "T3.6b", Pages, Order::shrink()?)?;
+        scene.pass("T3.6b", Order::shrink()?)?;
         println!("T3.6 pinned bytes kept={}", pin.release()?);
         order(&mut scene, "T3.6c", Pages, Order::shrink()?)?;
     }
@@ -256,4 +258,51 @@ pub(crate) fn pins() -> io::Result<()> {
     println!("T5.2 pinned bytes kept={}", pin.release()?);
     let split = Order::split(&scene)?;
     order(&mut scene, "T5.2c", Pages, split)
+}
+
+/// C19: a page that one process maps by PTEs and another by a PMD moves to another node.
+pub(crate) fn nodes() -> io::Result<()> {
+    let mut scene = Scene::new("C19")?;
+    scene.fork()?;
+    scene.step("C19.a", A, &SplitPmd, All)?;
+    let other = 1 - node(&scene)?;
+    scene.act("C19.b", All, |scene| move_to(scene, other))?;
+    println!("C19.b moved={}", node(&scene)? == other);
+    scene.step("C19.c", A, &Unmap(0..PAGES), All)?;
+    scene.step("C19.d", B, &Unmap(0..PAGES), All)
+}
+
+/// One page, by `move_pages`: to `node`, or only asks where it is. Returns its status.
+fn move_pages(scene: &Scene, node: Option<i32>) -> io::Result<i32> {
+    let page = std::ptr::with_exposed_provenance_mut::<libc::c_void>(scene.addr());
+    let mut status = -1_i32;
+    let nodes = node.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: one page, one node or none, one status; pages keep their contents wherever they are.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            1,
+            &raw const page,
+            nodes,
+            &raw mut status,
+            if node.is_some() { MPOL_MF_MOVE_ALL } else { 0 },
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: written by the call above.
+    Ok(unsafe { (&raw const status).read_volatile() })
+}
+
+/// The node that the page is on.
+fn node(scene: &Scene) -> io::Result<i32> {
+    move_pages(scene, None)
+}
+
+/// Moves the whole page, with all that map it, and follows it to its new frames.
+fn move_to(scene: &mut Scene, node: i32) -> io::Result<()> {
+    move_pages(scene, Some(node))?;
+    scene.follow()
 }

@@ -5,7 +5,8 @@ use std::{io, ops::Range};
 use user::{HUGE, PAGE, mapping::Mapping};
 
 use crate::{
-    observe::{self, COUNTERS, PAGES, SIZES, SMAPS, SizeFiles, Sizes, Vmstat, Words, runs},
+    observe::{self, COUNTERS, Counts, PAGES, SIZES, SMAPS, SizeFiles, Sizes, Vmstat, Words, runs},
+    rows::Order,
     twin::{Command, Twin},
 };
 
@@ -18,6 +19,8 @@ pub(crate) struct Scene {
     twins: Vec<Twin>,
     size_files: SizeFiles,
     vmstat: Vmstat,
+    /// What all steps so far added to the counters.
+    totals: Counts,
     flags: Words,
     counts: Words,
 }
@@ -50,6 +53,7 @@ impl Scene {
             twins: Vec::new(),
             size_files: SizeFiles::open()?,
             vmstat: Vmstat::open()?,
+            totals: Counts::default(),
             flags: Words::open("/proc/kpageflags")?,
             counts: Words::open("/proc/kpagecount")?,
         };
@@ -58,8 +62,7 @@ impl Scene {
             scene.block.touch();
             Ok(())
         })?;
-        let words = observe::pagemap(pid(), scene.block.addr(), 1)?;
-        scene.first = words[0] & ((1 << linux_abi::page::pm::PFN_BITS) - 1);
+        scene.follow()?;
         scene.flags.fetch(scene.first)?;
         scene.counts.fetch(scene.first)?;
         scene.show(row, Show::All)?;
@@ -89,6 +92,13 @@ impl Scene {
     /// The page's memory.
     pub(crate) fn block(&self) -> &Mapping {
         &self.block
+    }
+
+    /// Finds the frames that the page is in now.
+    pub(crate) fn follow(&mut self) -> io::Result<()> {
+        let words = observe::pagemap(pid(), self.block.addr(), 1)?;
+        self.first = words[0] & ((1 << linux_abi::page::pm::PFN_BITS) - 1);
+        Ok(())
     }
 
     fn range(&self) -> Range<usize> {
@@ -129,6 +139,17 @@ impl Scene {
         Ok(())
     }
 
+    /// Has what waits to be split looked at, which must fail, and shows how the page is then. Linux repeats the pass as
+    /// long as it finds anything to give back, so it may fail more than once.
+    pub(crate) fn pass(&mut self, row: &str, mut shrink: Order) -> io::Result<()> {
+        self.warm_up()?;
+        let before = self.vmstat.read()?;
+        shrink.give()?;
+        let [_, _, split, failed, ..] = changes(before, self.vmstat.read()?);
+        println!("{row} thp_split_page={split:+} failed={}", failed > 0);
+        self.look(row, Show::Pages)
+    }
+
     fn order(&mut self, who: Who, command: &Command) -> io::Result<()> {
         match who {
             Who::A => command.apply(&self.block),
@@ -151,9 +172,12 @@ impl Scene {
         self.flags.fetch(self.first)?;
         self.counts.fetch(self.first)?;
         let sizes = SizeChange(sizes, self.size_files.read()?);
-        let changes = COUNTERS.iter().zip(before).zip(after);
-        let changes = changes.map(|((name, before), after)| format!(" {name}={:+}", after - before));
-        println!("{row} change{}", changes.collect::<String>());
+        print!("{row} change");
+        for ((name, total), change) in COUNTERS.iter().zip(&mut self.totals).zip(changes(before, after)) {
+            *total += change;
+            print!(" {name}={change:+}");
+        }
+        println!();
         Ok(sizes)
     }
 
@@ -162,8 +186,10 @@ impl Scene {
         let mapped = counts.iter().filter(|&&count| count > 0).count();
         let free = flags.iter().filter(|&&flags| observe::is_free(flags)).count();
         let (entries, pmds) = self.entries()?;
+        let [.., anon, thps] = self.totals;
         println!(
-            "{row} pages mc0={} mc7={} mc511={} mapped={mapped} entries={entries} pmds={pmds} free={free}",
+            "{row} pages mc0={} mc7={} mc511={} mapped={mapped} entries={entries} pmds={pmds} anon={anon} thps={thps} \
+             free={free}",
             counts[0], counts[7], counts[511]
         );
         // A frame that was freed may be anybody's by the next line; whether it lies in a CPU's list is nobody's business.
@@ -233,9 +259,13 @@ struct SizeChange(Sizes, Sizes);
 
 impl SizeChange {
     fn print(&self, row: &str) {
-        let Self(before, after) = self;
-        let changes = SIZES.iter().zip(before).zip(after);
-        let changes = changes.map(|((name, before), after)| format!(" {name}={:+}", after - before));
+        let Self(before, after) = *self;
+        let changes = SIZES.iter().zip(changes(before, after));
+        let changes = changes.map(|(name, change)| format!(" {name}={change:+}"));
         println!("{row} sizes{}", changes.collect::<String>());
     }
+}
+
+fn changes<const N: usize>(before: [i64; N], after: [i64; N]) -> [i64; N] {
+    std::array::from_fn(|index| after[index] - before[index])
 }
