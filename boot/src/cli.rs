@@ -45,7 +45,8 @@ Examples:
   cargo run                                               the demonstration, then the monitor
   cargo run -- -- /bin/thp-demo                           one of our own programs
   cargo run -- --exec /bin/busybox -- /bin/busybox echo hello
-  echo 'buddyinfo' | cargo run                            the monitor, from a pipe";
+  echo 'buddyinfo' | cargo run                            the monitor, from a pipe
+  cargo run -- --append numa=fake=2 -- /bin/abi-check nodes 2   memory cut into two NUMA nodes (1 to 8)";
 
 /// Boots Cleave in QEMU and runs PROGRAM on it.
 #[derive(Debug, Parser)]

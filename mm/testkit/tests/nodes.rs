@@ -54,6 +54,11 @@ fn process(sim: &Sim, pages: u64) -> Process<'_> {
     process
 }
 
+/// A byte that tells one page from its neighbours.
+fn stamp(page: u64) -> u8 {
+    u8::try_from(page % 251).expect("below 251") + 1
+}
+
 fn node_of(sim: &Sim, process: &Process<'_>, page: u64) -> Result<u32, NotIsolated> {
     let frame = sim.resident_frame(process, VirtAddr::new(at(page)))?;
     Ok(sim.node_id(frame).number())
@@ -198,7 +203,7 @@ fn huge_pages_interleave_too() {
     for huge in 0..4 {
         process.write_byte(at(huge * HUGE + 5), 1).expect("writable");
     }
-    let first = (HOME / PMD_SIZE % 2) as u32;
+    let first = u32::from(!(HOME / PMD_SIZE).is_multiple_of(2));
     let nodes = [0, 1, 2, 3].map(|huge| node_of(&sim, &process, huge * HUGE));
     assert_eq!(nodes, [first, 1 - first, first, 1 - first].map(Ok));
     assert_eq!(sim.count(Counter::NrAnonThps), 4);
@@ -329,7 +334,7 @@ fn mbind_moves_what_lies_elsewhere() {
     for huge in [0, 1] {
         (0..HUGE).for_each(|page| {
             process
-                .write_byte(at(huge * HUGE + page), page as u8)
+                .write_byte(at(huge * HUGE + page), stamp(page))
                 .expect("writable")
         });
     }
@@ -366,7 +371,7 @@ fn mbind_moves_what_lies_elsewhere() {
     assert_eq!(node_of(&sim, &child, HUGE), Ok(1), "for both");
     sim.verify(&[&process, &child], &());
     for page in 0..2 * HUGE {
-        assert_eq!(child.read_byte(at(page)), Ok((page % HUGE) as u8));
+        assert_eq!(child.read_byte(at(page)), Ok(stamp(page % HUGE)));
     }
 }
 
@@ -400,13 +405,13 @@ fn a_pinned_page_does_not_move() {
 fn a_full_node_takes_nothing_and_nothing_is_lost() {
     let sim = machine(2);
     let process = process(&sim, HUGE + 4);
-    (0..HUGE + 4).for_each(|page| process.write_byte(at(page), page as u8).expect("writable"));
+    (0..HUGE + 4).for_each(|page| process.write_byte(at(page), stamp(page)).expect("writable"));
     let far = take_all(&sim, Placement::only(node(1)), Order::ZERO);
     let nodes = (NodeMask::from_bits(0b01), NodeMask::from_bits(0b10));
     assert!(sim.migrate_space(&process, nodes, Reach::All).is_err());
     sim.verify(&[&process], &far);
     give_back(&sim, far);
-    (0..HUGE + 4).for_each(|page| assert_eq!(process.read_byte(at(page)), Ok(page as u8)));
+    (0..HUGE + 4).for_each(|page| assert_eq!(process.read_byte(at(page)), Ok(stamp(page))));
     assert_eq!(sim.migrate_space(&process, nodes, Reach::All), Ok(0));
     (0..HUGE + 4).for_each(|page| assert_eq!(node_of(&sim, &process, page), Ok(1), "page {page}"));
     sim.verify(&[&process], &());
