@@ -20,23 +20,23 @@
 //!
 //! Origin: Linux `try_to_migrate`, `remove_migration_ptes` as of v6.1; S16, S17. Differs: works in runs of entries.
 
+use core::cell::Cell;
+
 use crate::{
-    addr::{Pfn, VirtRange},
+    addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtRange, to_usize},
     address_space::AddressSpace,
+    counter::Counter,
     flags::{PageFlags, Prot},
     memory::Memory,
     order::{Order, PMD_ORDER},
     page::Page,
     pgtable::{
-        MigrationKind, PmdEntry, PmdSlot, PteEntry, RawPte,
+        MigrationKind, PmdEntry, PmdSlot, PteEntry,
         cursor::{Level, pmd_chunks},
         entry::Marks,
     },
     platform::{Platform, Stride},
-    rmap::{
-        Run,
-        walk::{Place, pages},
-    },
+    rmap::{Run, walk::Place},
     slab::Handle,
     vma::Vma,
 };
@@ -50,23 +50,126 @@ pub(crate) enum WholePmd {
     Split,
 }
 
+/// A set of subpages.
+struct Subpages([Cell<u64>; (HPAGE_PAGES as usize).div_ceil(u64::BITS as usize)]);
+
+impl Subpages {
+    fn all() -> Self {
+        Self([const { Cell::new(u64::MAX) }; _])
+    }
+
+    fn none() -> Self {
+        Self([const { Cell::new(0) }; _])
+    }
+
+    fn at(&self, i: u32) -> (&Cell<u64>, u64) {
+        (&self.0[(i / u64::BITS) as usize], 1 << (i % u64::BITS))
+    }
+
+    fn insert(&self, i: u32) {
+        let (word, bit) = self.at(i);
+        word.set(word.get() | bit);
+    }
+
+    /// Takes a subpage out; returns whether it was in.
+    fn remove(&self, i: u32) -> bool {
+        let (word, bit) = self.at(i);
+        let before = word.get();
+        word.set(before & !bit);
+        before & bit != 0
+    }
+}
+
+/// The base pages that a huge page was just torn into. They stay frozen until the first entry leads to them again; the
+/// reference of that entry, and any other, is then stored instead of added.
+pub(crate) struct Parts {
+    frozen: Subpages,
+    /// Thawed with a reference of the splitter's besides.
+    held: Subpages,
+    /// References that somebody will have of each part in the end, besides the entries'.
+    kept: u32,
+}
+
+impl Parts {
+    /// All parts but the first are frozen; of each, the caller will have `kept` references.
+    pub(crate) fn new(kept: u32) -> Self {
+        let parts = Self {
+            frozen: Subpages::all(),
+            held: Subpages::none(),
+            kept,
+        };
+        parts.frozen.remove(0);
+        parts
+    }
+
+    /// Part `i` was thawed by other means.
+    pub(crate) fn thawed(&self, i: u32) {
+        self.frozen.remove(i);
+    }
+
+    /// Thaws a part to which an entry of kind `kind` will lead, with that entry's reference; false if it is thawed.
+    ///
+    /// An entry that is not shared is the page's only one: `fork` makes both of two shared. Of a shared page others may
+    /// follow, so that it must not go away with this one.
+    fn thaw(&self, i: u32, page: Page<'_>, kind: MigrationKind) -> bool {
+        if !self.frozen.remove(i) {
+            return false;
+        }
+        let shared = kind == MigrationKind::Read;
+        if shared {
+            self.held.insert(i);
+        }
+        page.ref_thaw(self.kept + 1 + u32::from(shared));
+        true
+    }
+
+    /// After all entries: thaws part `i` if none leads to it; returns how many references the splitter has to give back.
+    pub(crate) fn settle(&self, i: u32, page: Page<'_>) -> u32 {
+        if self.frozen.remove(i) {
+            page.ref_thaw(self.kept.max(1));
+            return u32::from(self.kept == 0);
+        }
+        u32::from(self.held.remove(i))
+    }
+}
+
 /// A page that moved, or did not: where entries that name a frame of it lead now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Move<'a> {
     from: Pfn,
     nr: u32,
     to: Page<'a>,
+    parts: Option<&'a Parts>,
 }
 
 impl<'a> Move<'a> {
     /// The `nr` frames from `from` are now those from `to`.
     pub(crate) fn new(from: Pfn, nr: u32, to: Page<'a>) -> Self {
-        Self { from, nr, to }
+        Self {
+            from,
+            nr,
+            to,
+            parts: None,
+        }
+    }
+
+    /// The huge page at `head` has become base pages.
+    pub(crate) fn split(head: Page<'a>, parts: &'a Parts) -> Self {
+        Self {
+            parts: Some(parts),
+            ..Self::new(head.pfn(), HPAGE_PAGES, head)
+        }
     }
 
     /// Where what was in `pfn` is now; `None` if it is not of this page.
     fn target(&self, pfn: Pfn) -> Option<Page<'a>> {
         (pfn >= self.from && pfn.since(self.from) < self.nr).then(|| self.to.offset(pfn.since(self.from)))
+    }
+
+    /// Thaws `page` with the reference of an entry that will lead to it, if it is a frozen part.
+    fn thaws(&self, page: Page<'_>, kind: MigrationKind) -> bool {
+        self.parts
+            .is_some_and(|parts| parts.thaw(page.pfn().since(self.to.pfn()), page, kind))
     }
 }
 
@@ -110,38 +213,26 @@ impl<P: Platform> Memory<P> {
 
     fn install_in_ptes(&self, head: Page<'_>, space: &AddressSpace, table: Pfn, chunk: VirtRange) {
         let ptes = self.lock_table(table);
-        let mut batch: Option<Run<'_>> = None;
         let mut removed = 0;
-        let remove = |run: Option<Run<'_>>| {
-            if let Some(run) = run {
-                self.rmap_remove_ptes_for_migration(run);
+        let mut addr = chunk.start();
+        while addr < chunk.end() {
+            let index = Level::Pte.index(addr);
+            let mut nr = 1;
+            if let PteEntry::Present { pfn, prot, .. } = ptes.pte(index)
+                && let first = self.pages().page(pfn)
+                && first.head() == head
+            {
+                let run = self.run_of_ptes(&ptes, index, (addr, chunk.end()), pfn);
+                let kind = kind_of(first, prot);
+                // Entries that may write lead to pages that are this process's alone; of others each must be asked.
+                let alike = |i: &u32| kind == MigrationKind::Write || kind_of(first.offset(*i), prot) == kind;
+                nr = (0..run.nr).take_while(alike).fold(0, |nr, _| nr + 1);
+                note_dirty(head, ptes.hide_run(index, nr as usize, kind));
+                self.rmap_remove_ptes_for_migration(Run { nr, ..run });
+                removed += nr;
             }
-        };
-        for addr in pages(chunk) {
-            let slot = Level::Pte.index(addr);
-            let PteEntry::Present { pfn, .. } = ptes.pte(slot) else {
-                continue;
-            };
-            let page = self.pages().page(pfn);
-            if page.head() != head {
-                continue;
-            }
-            let PteEntry::Present { prot, marks, .. } = RawPte(ptes.swap(slot, hidden(page))).decode() else {
-                continue;
-            };
-            let kind = kind_of(page, prot);
-            note_dirty(head, marks);
-            ptes.set_pte(slot, PteEntry::Migration { pfn, kind, marks });
-            removed += 1;
-            batch = Some(match batch.take() {
-                Some(run) if run.is_followed_by(page) => run.grown(),
-                full => {
-                    remove(full);
-                    Run::of(page)
-                }
-            });
+            addr += u64::from(nr) * PAGE_BYTES;
         }
-        remove(batch);
         if removed > 0 {
             self.platform().flush_tlb(space.cpus(), chunk, Stride::Page);
             put_entry_refs(head, removed);
@@ -192,36 +283,56 @@ impl<P: Platform> Memory<P> {
 
     fn remove_from_ptes(&self, moved: Move<'_>, vma: Handle<Vma>, table: Pfn, chunk: VirtRange) -> u32 {
         let ptes = self.lock_table(table);
-        let mut batch: Option<(Run<'_>, bool)> = None;
+        let end = Level::Pte.index(chunk.start()) + to_usize(chunk.nr_pages());
+        let mut index = Level::Pte.index(chunk.start());
         let mut fresh = 0;
-        let mut restore = |batch: Option<(Run<'_>, bool)>| {
-            if let Some((run, exclusive)) = batch {
-                self.get_refs(run.head, run.nr);
-                fresh += self.rmap_restore_ptes(run, exclusive);
-                if run.head.compound_order() == Order::ZERO {
-                    self.mlock_mapped(run.head, vma);
-                }
+        while index < end {
+            let mut nr = 1;
+            if let PteEntry::Migration { pfn, kind, .. } = ptes.pte(index)
+                && let Some(page) = moved.target(pfn)
+            {
+                let left = moved.nr - pfn.since(moved.from);
+                nr = ptes.run_length(index, (end - index).min(left as usize));
+                fresh += self.restore_pages((moved, vma), page, nr, kind);
+                let to = PteEntry::Present {
+                    pfn: page.pfn(),
+                    prot: rights_again(vma, kind),
+                    marks: Marks::default(),
+                };
+                ptes.show_run(index, nr, to);
             }
-        };
-        for addr in pages(chunk) {
-            let slot = Level::Pte.index(addr);
-            let PteEntry::Migration { pfn, kind, marks } = ptes.pte(slot) else {
-                continue;
-            };
-            let Some(page) = moved.target(pfn) else { continue };
-            let exclusive = kind != MigrationKind::Read;
-            batch = Some(match batch.take() {
-                Some((run, same)) if same == exclusive && run.is_followed_by(page) => (run.grown(), same),
-                full => {
-                    restore(full);
-                    (Run::of(page), exclusive)
-                }
-            });
-            let (pfn, prot) = (page.pfn(), rights_again(vma, kind));
-            ptes.set_pte(slot, PteEntry::Present { pfn, prot, marks });
+            index += nr;
         }
-        restore(batch);
+        self.add(Counter::NrAnonPages, i64::from(fresh));
         fresh
+    }
+
+    /// References and mapcounts of the `nr` pages from `first`, which entries of kind `kind` will map again. Returns how
+    /// many of them no entry mapped.
+    fn restore_pages(
+        &self,
+        (moved, vma): (Move<'_>, Handle<Vma>),
+        first: Page<'_>,
+        nr: usize,
+        kind: MigrationKind,
+    ) -> u32 {
+        let exclusive = kind != MigrationKind::Read;
+        let nr = u32::try_from(nr).unwrap_or_else(|_| unreachable!("at most a table"));
+        let run = Run::of(first).grown_by(nr - 1);
+        if run.head.compound_order() > Order::ZERO {
+            self.get_refs(run.head, nr);
+            return self.rmap_restore_ptes(run, exclusive);
+        }
+        let restore = |i| {
+            let page = first.offset(i);
+            if !moved.thaws(page, kind) {
+                self.get_refs(page, 1);
+            }
+            let fresh = self.rmap_restore_small(page, exclusive);
+            self.mlock_mapped(page, vma);
+            u32::from(fresh)
+        };
+        (0..nr).map(restore).sum()
     }
 }
 
@@ -257,10 +368,4 @@ fn put_entry_refs(head: Page<'_>, nr: u32) {
         !last,
         "{head:?}: a folio that is being moved lost its last reference"
     );
-}
-
-/// What stands in the entry while its marks are collected: the hardware must not see it.
-fn hidden(page: Page<'_>) -> u64 {
-    let (pfn, kind, marks) = (page.pfn(), MigrationKind::Read, Marks::default());
-    PteEntry::Migration { pfn, kind, marks }.encode().0
 }

@@ -1,9 +1,9 @@
 //! F7: makes 512 base pages of one huge page. May fail, and then the page is as it was.
 //!
 //! ```text
-//!   folio, mapped             every entry says          references frozen:        512 pages, each with one
-//!   by PMDs and PTEs    ──>   "being moved"       ──>   1 -> 0, nobody     ──>    reference and its lock held,
-//!                             counts are all 0          gets in                   entries lead to them again
+//!   folio, mapped             every entry says          references frozen:        512 pages, each frozen;
+//!   by PMDs and PTEs    ──>   "being moved"       ──>   1 -> 0, nobody     ──>    thawed when an entry leads to it
+//!                             counts are all 0          gets in                   again; the others are free
 //!        │  more references than        │  somebody got one
 //!        │  entries: Pinned             │  meanwhile: put all entries back, Pinned
 //! ```
@@ -30,7 +30,7 @@ use crate::{
     flags::PageFlags,
     folio::{Folio, FolioLocked, IsolatedList},
     memory::Memory,
-    migration_entry::{Move, WholePmd},
+    migration_entry::{Move, Parts, WholePmd},
     order::PMD_ORDER,
     page::{Page, PageState},
     platform::Platform,
@@ -54,7 +54,10 @@ pub enum SplitError {
 }
 
 /// How a split ended: reference and lock of the page that was asked for, or of the whole as before.
-pub type Split<'m, P> = Result<(Folio<'m>, FolioLocked<'m, P>), (SplitError, Folio<'m>, FolioLocked<'m, P>)>;
+pub type Split<'m, P> = Result<(Folio<'m>, FolioLocked<'m, P>), NotSplit<'m, P>>;
+
+/// Why not, and the folio's reference and lock.
+pub type NotSplit<'m, P> = (SplitError, Folio<'m>, FolioLocked<'m, P>);
 
 /// What a new base page keeps of the huge page's flags.
 const KEPT: PageFlags = PageFlags::REFERENCED
@@ -65,6 +68,15 @@ const KEPT: PageFlags = PageFlags::REFERENCED
     .union(PageFlags::UNEVICTABLE)
     .union(PageFlags::DIRTY)
     .union(PageFlags::LRU);
+
+/// What the caller of a split gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Keep {
+    /// This subpage, locked, with a reference.
+    One(u32),
+    /// Every part, unlocked, with a reference to each.
+    All,
+}
 
 impl<P: Platform> Memory<P> {
     /// Splits the huge page that `folio` is into base pages. On success the caller's reference and lock are those of
@@ -78,15 +90,14 @@ impl<P: Platform> Memory<P> {
         locked: FolioLocked<'m, P>,
         subpage: u32,
     ) -> Split<'m, P> {
-        let head = self.split_locked(folio, locked)?;
-        let kept = head.offset(subpage % HPAGE_PAGES);
-        for page in (0..HPAGE_PAGES)
-            .map(|i| head.offset(i))
-            .filter(|&page| page != kept)
-        {
-            drop(self.adopt_lock(page));
-            self.put_refs(page, 1);
+        let subpage = subpage % HPAGE_PAGES;
+        let (head, locked) = self.split_locked(folio, locked, Keep::One(subpage))?;
+        if subpage == 0 {
+            return Ok((Folio::from_raw(head), locked));
         }
+        drop(locked);
+        self.put_refs(head, 1);
+        let kept = head.offset(subpage);
         Ok((Folio::from_raw(kept), self.adopt_lock(kept)))
     }
 
@@ -100,27 +111,26 @@ impl<P: Platform> Memory<P> {
         folio: Folio<'m>,
         locked: FolioLocked<'m, P>,
         list: &mut IsolatedList<'m, P>,
-    ) -> Result<(), (SplitError, Folio<'m>, FolioLocked<'m, P>)> {
-        let head = self.split_locked(folio, locked)?;
+    ) -> Result<(), NotSplit<'m, P>> {
+        let (head, locked) = self.split_locked(folio, locked, Keep::All)?;
+        drop(locked);
         for page in (0..HPAGE_PAGES).map(|i| head.offset(i)) {
-            drop(self.adopt_lock(page));
             list.push_back(Folio::from_raw(page));
         }
         Ok(())
     }
 
-    /// Splits, and leaves every one of the base pages locked and with one reference of the split's, all of which are the
-    /// caller's to give back. Returns the first page.
+    /// Splits; the first page, which is returned, keeps reference and lock, whatever else is kept.
     fn split_locked<'m>(
         &'m self,
         folio: Folio<'m>,
         locked: FolioLocked<'m, P>,
-    ) -> Result<Page<'m>, (SplitError, Folio<'m>, FolioLocked<'m, P>)> {
-        match self.try_split(folio.page()) {
+        keep: Keep,
+    ) -> Result<(Page<'m>, FolioLocked<'m, P>), NotSplit<'m, P>> {
+        match self.try_split(folio.page(), keep) {
             Ok(()) => {
                 self.add(Counter::ThpSplitPage, 1);
-                locked.forget();
-                Ok(folio.into_raw())
+                Ok((folio.into_raw(), locked))
             }
             Err(error) => {
                 if error != SplitError::NotHuge {
@@ -147,33 +157,44 @@ impl<P: Platform> Memory<P> {
         (expected != found).then_some(SplitError::Pinned { expected, found })
     }
 
-    fn try_split(&self, head: Page<'_>) -> Result<(), SplitError> {
+    fn try_split(&self, head: Page<'_>, keep: Keep) -> Result<(), SplitError> {
         if let Some(error) = self.split_hindrance(head) {
             return Err(error);
         }
         let anon_vma = self.anon_vma_of(head).ok_or(SplitError::Busy)?;
         let key = self.migration_key(head);
+        let exclusive = head.state().flags() & PageFlags::EXCLUSIVE;
         let result = {
             let _walk = anon_vma.lock().write(self.platform());
             let index = head.index();
             self.for_each_place(&anon_vma, index, HPAGE_PAGES, &mut |place| {
                 self.install_migration_entries(head, place, WholePmd::Split);
             });
-            let result = self.freeze_and_tear(head, anon_vma);
+            let result = self.freeze_and_tear(head, anon_vma, exclusive, keep);
             // Nothing moved, but what the entries named may be base pages by now.
-            let moved = Move::new(head.pfn(), HPAGE_PAGES, head);
+            let moved = match &result {
+                Ok(parts) => Move::split(head, parts),
+                Err(_) => Move::new(head.pfn(), HPAGE_PAGES, head),
+            };
             self.for_each_place(&anon_vma, index, HPAGE_PAGES, &mut |place| {
                 self.remove_migration_entries(moved, place);
             });
-            result
+            result.map(|parts| self.settle(head, &parts))
         };
         // Whoever found a page being moved looks again.
         self.platform().wake(key);
         result
     }
 
-    /// Freezes the folio and makes base pages of it.
-    fn freeze_and_tear(&self, head: Page<'_>, anon_vma: Handle<AnonVma>) -> Result<(), SplitError> {
+    /// Freezes the folio and makes base pages of it. All but the first and the one that is kept stay frozen until an
+    /// entry leads to them; and unlocked, for who gets a reference to one then finds it whole.
+    fn freeze_and_tear(
+        &self,
+        head: Page<'_>,
+        anon_vma: Handle<AnonVma>,
+        exclusive: PageFlags,
+        keep: Keep,
+    ) -> Result<Parts, SplitError> {
         let node = self.node_of(head.pfn());
         let mut queue = node.deferred().lock(self.platform());
         if !head.ref_freeze(1) {
@@ -187,19 +208,37 @@ impl<P: Platform> Memory<P> {
         let flags = head.state().flags();
         head.offset(1).set_index(0);
         let mut lru = node.lru().lock(self.platform());
-        let kept = (flags & KEPT) | PageFlags::LOCKED;
-        for i in (1..HPAGE_PAGES).rev() {
+        if flags.contains(PageFlags::LRU) {
+            lru.insert_tails(head, HPAGE_PAGES - 1);
+        }
+        let state = (flags & KEPT) | exclusive;
+        for i in 1..HPAGE_PAGES {
             let tail = head.offset(i);
             tail.set_identity(mapping, index + u64::from(i));
-            if flags.contains(PageFlags::LRU) {
-                lru.insert_behind(head, tail);
-            }
-            tail.set_private_state(PageState::of(kept));
-            tail.ref_thaw(1);
+            tail.set_private_state(PageState::of(state));
+        }
+        let parts = Parts::new(u32::from(keep == Keep::All));
+        if let Keep::One(kept) = keep
+            && kept != 0
+        {
+            let kept_page = head.offset(kept);
+            kept_page.set_private_state(PageState::of(state | PageFlags::LOCKED));
+            kept_page.ref_thaw(1);
+            parts.thawed(kept);
         }
         // Somebody may be asking to be woken at this moment: keep that, drop what made it a compound page.
         head.retain_flags(KEPT | PageFlags::LOCKED | PageFlags::WAITERS);
         head.ref_thaw(1);
-        Ok(())
+        Ok(parts)
+    }
+
+    /// Gives back what the split still holds of the parts: those that nothing maps are free then.
+    fn settle(&self, head: Page<'_>, parts: &Parts) {
+        for page in (0..HPAGE_PAGES).map(|i| head.offset(i)) {
+            let left = parts.settle(page.pfn().since(head.pfn()), page);
+            if left > 0 {
+                self.put_refs(page, left);
+            }
+        }
     }
 }

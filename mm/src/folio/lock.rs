@@ -38,13 +38,6 @@ impl<P: Platform> Memory<P> {
     }
 }
 
-impl<P: Platform> FolioLocked<'_, P> {
-    /// Leaves the lock taken: it is somebody else's to give back.
-    pub(crate) fn forget(self) {
-        core::mem::forget(self);
-    }
-}
-
 impl<P: Platform> Memory<P> {
     /// Takes charge of a lock that is taken.
     pub(crate) fn adopt_lock<'m>(&'m self, page: Page<'m>) -> FolioLocked<'m, P> {

@@ -70,10 +70,11 @@ impl LruLists {
         &self.0[kind as usize]
     }
 
-    /// Puts a page that came out of `head`'s folio behind it. The counts do not change: its pages were counted there.
-    pub(crate) fn insert_behind(&mut self, head: Page<'_>, page: Page<'_>) {
+    /// Puts the tails of a folio that is being split behind its head. The counts do not change: its pages were counted
+    /// there.
+    pub(crate) fn insert_tails(&mut self, head: Page<'_>, nr: u32) {
         self.list_mut(LruKind::of(head.state().flags()))
-            .insert_after(head, page);
+            .insert_run_after(head, nr);
     }
 
     fn list_mut(&mut self, kind: LruKind) -> &mut PageList {

@@ -92,18 +92,24 @@ impl PageList {
         self.len += 1;
     }
 
-    /// Puts `page` right behind `anchor`, which is on this list.
-    pub(crate) fn insert_after(&mut self, anchor: Page<'_>, page: Page<'_>) {
-        let link = page.pfn().raw();
-        let next = anchor.links().0;
-        page.set_prev(anchor.pfn().raw());
-        page.set_next(next);
-        anchor.set_next(link);
-        match page_at(page.array(), next) {
-            Some(after) => after.set_prev(link),
-            None => self.last = link,
+    /// Puts the `nr` pages that follow `anchor` in memory right behind it, in order; it is on this list. `nr` is not 0.
+    pub(crate) fn insert_run_after(&mut self, anchor: Page<'_>, nr: u32) {
+        let (link, next) = (anchor.pfn().raw(), anchor.links().0);
+        let array = anchor.array();
+        let run = anchor.pfn().index()..=anchor.pfn().index() + nr as usize;
+        for (word, link) in array.next()[run.clone()].iter().zip(link + 1..) {
+            word.store_relaxed(link);
         }
-        self.len += 1;
+        for (word, link) in array.prev()[run].iter().skip(1).zip(link..) {
+            word.store_relaxed(link);
+        }
+        let last = anchor.offset(nr);
+        last.set_next(next);
+        match page_at(array, next) {
+            Some(after) => after.set_prev(last.pfn().raw()),
+            None => self.last = last.pfn().raw(),
+        }
+        self.len += nr;
     }
 
     /// Takes `page` off. It must be on this list.

@@ -105,6 +105,16 @@ impl<'a> Page<'a> {
         self.maps_word().fetch_add_relaxed(1) == 0
     }
 
+    /// Adds a mapping to an order-0 page of which all mappings became migration entries, and which nobody but the caller
+    /// turns back; returns whether it is the first. From 0 nobody else can raise the count: a plain store does.
+    pub(crate) fn remap_small(self) -> bool {
+        if self.maps_word().load_relaxed() != 0 {
+            return self.map_small();
+        }
+        self.maps_word().store_relaxed(1);
+        true
+    }
+
     /// Removes a mapping from an order-0 page; returns whether it was the last.
     pub(crate) fn unmap_small(self) -> bool {
         let before = self.maps_word().fetch_sub_acqrel(1);

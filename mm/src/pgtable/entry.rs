@@ -241,6 +241,11 @@ impl RawPte {
         self.0 & !MARKS
     }
 
+    /// The same with the marks of another entry besides.
+    pub(crate) const fn with_marks_of(self, other: Self) -> Self {
+        Self(self.0 | other.0 & MARKS)
+    }
+
     /// The entry that maps the next frame in the same way.
     pub(crate) const fn of_next_frame(self) -> Self {
         Self(self.0 + (1 << PAGE_SHIFT))
@@ -268,6 +273,11 @@ impl RawPte {
     /// Whether it was written through.
     pub(crate) const fn is_dirty(self) -> bool {
         self.0 & D != 0
+    }
+
+    /// A migration entry for the page that a present entry maps, with its marks.
+    pub(crate) const fn moving(self, kind: MigrationKind) -> Self {
+        Self(MIGRATION | self.0 & (FRAME | MARKS) | (kind as u64) << KIND_SHIFT)
     }
 
     /// The same, read-only.

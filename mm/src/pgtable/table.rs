@@ -1,6 +1,9 @@
 //! One table page: its entries decoded, the lock in its record, and the tables that are set aside in it.
 
-use super::{PmdEntry, PteEntry, RawPmd, RawPte, entry::Marks};
+use super::{
+    PmdEntry, PteEntry, RawPmd, RawPte,
+    entry::{Marks, MigrationKind},
+};
 use crate::{
     addr::{ENTRIES, Pfn},
     counter::Counter,
@@ -69,6 +72,32 @@ impl Table {
             seen |= raw;
         }
         Marks::of(seen)
+    }
+
+    /// Makes the `nr` PTEs from `index` migration entries of one kind that keep their marks; returns the marks that any of
+    /// them had.
+    pub(crate) fn hide_run(&self, index: usize, nr: usize, kind: MigrationKind) -> Marks {
+        let mut seen = 0;
+        for entry in self.entries(index, nr) {
+            let mut raw = entry.load_relaxed();
+            if RawPte(raw).may_get_dirty() {
+                // Hidden first: what the hardware has marked by then is final.
+                raw = entry.swap_acqrel(RawPte(raw).moving(kind).0);
+            }
+            entry.store_relaxed(RawPte(raw).moving(kind).0);
+            seen |= raw;
+        }
+        Marks::of(seen)
+    }
+
+    /// Makes the `nr` migration entries from `index` present entries: the first as `to` says, the others for the frames that
+    /// follow. Each keeps its marks.
+    pub(crate) fn show_run(&self, index: usize, nr: usize, to: PteEntry) {
+        let mut next = to.encode();
+        for entry in self.entries(index, nr) {
+            entry.store_release(next.with_marks_of(RawPte(entry.load_relaxed())).0);
+            next = next.of_next_frame();
+        }
     }
 
     /// Takes the right to write from the `nr` PTEs from `index`, and copies them, as not used yet, to `child`.

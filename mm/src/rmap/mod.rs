@@ -55,18 +55,6 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether `page`, mapped by the next entry, is the next subpage of the same folio. Empty entries in between do
-    /// not matter: what is batched is pages.
-    pub(crate) fn is_followed_by(&self, page: Page<'_>) -> bool {
-        let next = self.head.pfn().offset(self.first + self.nr);
-        page.pfn() == next && page.head() == self.head
-    }
-
-    /// The run with the next subpage.
-    pub(crate) fn grown(self) -> Self {
-        self.grown_by(1)
-    }
-
     /// The run with the next `more` subpages.
     pub(crate) fn grown_by(self, more: u32) -> Self {
         Self {
@@ -181,23 +169,24 @@ impl<P: Platform> Memory<P> {
         Mapcount::map_ptes(&folio, run.first, run.nr);
     }
 
-    /// Migration entries became PTEs again that map `run`; `exclusive`: the pages were this process's alone and are so
-    /// still. Returns how many of them no entry mapped.
+    /// Migration entries became PTEs again that map `run` of a large folio; `exclusive`: the pages were this process's
+    /// alone and are so still. Returns how many of them no entry mapped; the caller counts them.
     pub(crate) fn rmap_restore_ptes(&self, run: Run<'_>, exclusive: bool) -> u32 {
-        let fresh = if run.head.compound_order() == Order::ZERO {
-            if exclusive {
-                run.head.set_flags(PageFlags::EXCLUSIVE);
-            }
-            u32::from(run.head.map_small())
-        } else {
-            let folio = run.head.lock_mapcount(self.platform());
-            if exclusive {
-                folio.set_exclusive(run.first, run.nr);
-            }
-            Mapcount::map_ptes(&folio, run.first, run.nr)
-        };
-        self.add(Counter::NrAnonPages, i64::from(fresh));
-        fresh
+        let folio = run.head.lock_mapcount(self.platform());
+        if exclusive {
+            folio.set_exclusive(run.first, run.nr);
+        }
+        Mapcount::map_ptes(&folio, run.first, run.nr)
+    }
+
+    /// The same for a base page; returns whether no entry mapped it.
+    pub(crate) fn rmap_restore_small(&self, page: Page<'_>, exclusive: bool) -> bool {
+        match (exclusive, page.has(PageFlags::EXCLUSIVE)) {
+            (true, false) => drop(page.set_flags(PageFlags::EXCLUSIVE)),
+            (false, true) => drop(page.clear_flags(PageFlags::EXCLUSIVE)),
+            _ => {}
+        }
+        page.remap_small()
     }
 
     /// A migration entry became a PMD again that maps the huge page at `head`; as for PTEs.
