@@ -99,12 +99,7 @@ fn a_page_that_another_still_refers_to_is_not_taken() {
 /// A huge page whose first record has a flag that no free page may have is not broken up and given out again.
 #[test]
 fn a_huge_page_with_a_forbidden_flag_is_not_taken() {
-    for flag in [
-        PageFlags::HWPOISON,
-        PageFlags::LOCKED,
-        PageFlags::MLOCKED,
-        PageFlags::WRITEBACK,
-    ] {
+    for flag in [PageFlags::HWPOISON, PageFlags::LOCKED, PageFlags::WRITEBACK] {
         refuses_huge_page(|head| Damage::SetFlags(head, flag));
     }
 }
