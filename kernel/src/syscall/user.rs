@@ -109,17 +109,24 @@ impl UserAddr {
     /// `EFAULT`, `ENOMEM`, or `E2BIG`: it is longer.
     pub fn read_string(self, max: usize) -> Result<Vec<u8>, Errno> {
         const PIECE: usize = 256;
-        let mut string = heap::try_vec(PIECE)?;
+        let mut string = Vec::new();
         while string.len() < max {
             let mut piece = [0; PIECE];
-            string.try_reserve(PIECE).map_err(|_| Errno::ENOMEM)?;
             let from = self.0 + string.len() as u64;
-            match user_copy::strncpy_from_user(&mut piece, from).map_err(|_| Errno::EFAULT)? {
-                UserString::Whole(len) => {
-                    string.extend_from_slice(&piece[..len]);
-                    return Ok(string);
-                }
-                UserString::TooLong => string.extend_from_slice(&piece),
+            let read = user_copy::strncpy_from_user(&mut piece, from).map_err(|_| Errno::EFAULT)?;
+            let len = match read {
+                UserString::Whole(len) => len,
+                UserString::TooLong => PIECE,
+            };
+            // Most strings are short, and there may be very many: no more than they need.
+            if string.is_empty() {
+                string = heap::try_vec(len)?;
+            } else {
+                string.try_reserve(len).map_err(|_| Errno::ENOMEM)?;
+            }
+            string.extend_from_slice(&piece[..len]);
+            if let UserString::Whole(_) = read {
+                return Ok(string);
             }
         }
         Err(Errno::E2BIG)

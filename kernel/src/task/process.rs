@@ -601,14 +601,25 @@ impl Process {
         drop(old);
         self.leave_parent();
         thread::current().reset_user_registers();
-        let closed = self.files.lock().take_closed_on_exec();
-        drop(closed);
+        self.close_on_exec();
         self.signals.lock().exec();
         *self.robust_list.lock() = 0;
         self.set_comm(name_of(&path));
         *self.exe.lock() = exe;
         *self.cmdline.lock() = cmdline;
         frame
+    }
+
+    /// Closes the files that do not outlive an exec. Allocates nothing: there is no way back any more.
+    fn close_on_exec(&self) {
+        let mut from = 0;
+        loop {
+            let closed = self.files.lock().take_closed_on_exec(from);
+            // Dropped out of the lock.
+            let Some((fd, file)) = closed else { return };
+            drop(file);
+            from = fd + 1;
+        }
     }
 
     /// Acts on signals that have arrived: one of them may end the process.

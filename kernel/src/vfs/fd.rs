@@ -146,14 +146,12 @@ impl FdTable {
             .ok_or(Errno::EBADF)
     }
 
-    /// Takes out the files that do not outlive an exec, for the caller to drop when it holds no lock.
+    /// Takes out the next file, at `from` or above, that does not outlive an exec, for the caller to drop when it holds no
+    /// lock. Returns its descriptor too.
     #[must_use]
-    pub fn take_closed_on_exec(&mut self) -> Vec<Arc<File>> {
+    pub fn take_closed_on_exec(&mut self, from: usize) -> Option<(usize, Arc<File>)> {
         let closes = |slot: &mut Slot| slot.on_exec == OnExec::Close;
-        self.slots
-            .iter_mut()
-            .filter_map(|slot| slot.take_if(closes))
-            .map(|slot| slot.file)
-            .collect()
+        let mut rest = self.slots.iter_mut().enumerate().skip(from);
+        rest.find_map(|(fd, slot)| slot.take_if(closes).map(|slot| (fd, slot.file)))
     }
 }
