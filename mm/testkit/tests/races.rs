@@ -2,17 +2,21 @@
 //! stands still in the middle of its operation, at a flush, while another acts.
 
 use std::{
-    sync::mpsc::{TryRecvError, channel},
+    sync::mpsc::{RecvTimeoutError, TryRecvError, channel},
     thread,
+    time::Duration,
 };
 
-use mm::{VirtAddr, fault::Access, split_folio::SplitError};
+use mm::{Destination, Remains, Remap, VirtAddr, fault::Access, split_folio::SplitError};
 use mm_testkit::{
-    fixture::{N, at, cpu, frame, machine, map, number, one_thp, range, reads_its_numbers, split_page},
+    fixture::{N, PAGE, at, cpu, frame, machine, map, number, one_thp, range, reads_its_numbers, split_page},
     machine::on_cpu,
     scenario::HUGE,
     sim::{Process, Sim},
 };
+
+/// Long enough for whoever does not have to wait.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Runs `act` on CPU 3 until its first flush; `meanwhile` runs while it stands there.
 fn during_the_flush_of<T: Send, R>(
@@ -50,6 +54,64 @@ fn c1_a_writer_does_not_take_a_page_whose_other_pmd_is_being_split() {
     reads_its_numbers(&a, &[5]);
     reads_its_numbers(&b, &[]);
     sim.verify(&[&a, &b], &());
+}
+
+/// Two huge pages are moved, and one of them has arrived. A walk that looks for the other now would find its new place
+/// empty; if it went on to the old one a moment later, that would be empty too. So it waits until all is moved.
+#[test]
+fn c4_no_walk_looks_for_a_page_while_its_area_moves() {
+    let sim = machine();
+    let a = sim.start(cpu(0)).expect("memory is there");
+    // Across a border of PMD tables: the second page's tables are not the ones that are locked.
+    let border = mm::ENTRIES as u64 * HUGE;
+    let (from, to) = (border - HUGE, 3 * border - HUGE);
+    map(&sim, &a, from, 2 * HUGE);
+    a.write_byte(at(from), 1).expect("writable");
+    a.write_byte(at(border + 5), 2).expect("writable");
+    let second = frame(&sim, &a, border);
+    let wish = Remap {
+        addr: at(from),
+        old_len: 2 * HUGE * PAGE,
+        new_len: 2 * HUGE * PAGE,
+        destination: Destination::Fixed(at(to)),
+        remains: Remains::Nothing,
+    };
+    let (tell, split) = channel();
+    let (moved, waited) = thread::scope(|scope| {
+        let (sim, tell) = (&sim, tell);
+        let result = during_the_flush_of(
+            sim,
+            || sim.mremap(&a, wish),
+            || {
+                scope.spawn(move || {
+                    let _thread = sim.machine().join();
+                    let folio = sim.try_get(sim.pages().page(second)).expect("it is mapped");
+                    let locked = sim.try_lock_folio(&folio).expect("nobody locks");
+                    let is_split = on_cpu(cpu(2), || match sim.split_folio(folio, locked, 0) {
+                        Ok((folio, locked)) => {
+                            drop(locked);
+                            sim.put(folio);
+                            true
+                        }
+                        Err((_, folio, locked)) => {
+                            drop(locked);
+                            sim.put(folio);
+                            false
+                        }
+                    });
+                    tell.send(is_split).expect("somebody listens");
+                });
+                split.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout)
+            },
+        );
+        assert_eq!(split.recv(), Ok(true), "afterwards it is found and split");
+        result
+    });
+    assert_eq!(moved.map(VirtAddr::as_u64), Ok(at(to)));
+    assert!(waited, "the walk did not wait for the move");
+    assert_eq!(a.read_byte(at(to)), Ok(1));
+    assert_eq!(a.read_byte(at(to + HUGE + 5)), Ok(2));
+    sim.verify(&[&a], &());
 }
 
 /// A's entry is gone and its mapcount is, but its other CPU may still use the translation: the page is held until the
