@@ -92,17 +92,19 @@ impl<'a> Folio<'a> {
         self.page.compound_order()
     }
 
-    /// Whether it is as the allocator made it: no flag, no identity, no mapping, one reference. What was to become the
-    /// target of a migration, and did not, must be (Linux 8bdd63809160).
+    /// Whether it is as the allocator made it: no flag, no identity, no mapping. What was to become the target of a
+    /// migration, and did not, must be (Linux 8bdd63809160). What those may do who try any frame there is does not
+    /// count: take a reference for a moment, and the lock.
     #[must_use]
     pub fn is_pristine(&self) -> bool {
         let (page, order) = (self.page, self.order());
-        let state = match order {
+        let lock = u64::from((PageFlags::LOCKED | PageFlags::WAITERS).bits());
+        let fresh = match order {
             Order::ZERO => PageState::CLEAR,
             _ => PageState::new_head(order, page.state().destructor()),
         };
-        let unused = page.refs_hint() == 1 && !page.is_mapped();
-        unused && page.state() == state && page.own_mapping() == 0 && page.index() == 0
+        let unused = page.state().raw() & !lock == fresh.raw() && !page.is_mapped();
+        unused && page.own_mapping() == 0 && page.index() == 0
     }
 }
 

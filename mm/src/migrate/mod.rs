@@ -14,11 +14,11 @@
 //! | `one` | one folio, one attempt |
 //! | `collect` | which pages of an address space, and why not |
 //!
-//! The protocol, for one folio: lock the source, then the target (nobody knows it yet: that cannot fail); install
-//! migration entries; freeze the source's references from exactly one, the list's, to none. That is the point of no
-//! return: before it nothing about the target changes, so that a target which is not used goes back as it came (S20,
-//! C9); after it nothing can fail. Identity, flags and contents go over, the deferred queue's membership too; then the
-//! entries become mappings of the target.
+//! The protocol, for one folio: lock the source, then, without waiting, the target; install migration entries; freeze the
+//! source's references from exactly one, the list's, to none. That is the point of no return: before it nothing about
+//! the target changes, so that a target which is not used goes back as it came (S20, C9); after it nothing can fail.
+//! Identity, flags and contents go over, the deferred queue's membership too; then the entries become mappings of the
+//! target.
 //!
 //! A huge page moves whole, by one PMD entry per process that maps it so. If no huge target is to be had it is split and
 //! its base pages move one by one.
@@ -29,8 +29,8 @@
 //! for reading for each of the two walks, not in between: `fork`, `mprotect`, `munmap` and faults go on meanwhile. The
 //! mmap lock is not taken, and must not be held: a fault that waits for a page to arrive holds it for reading.
 //!
-//! Origin: Linux `migrate_pages` as of v6.1 (ebc97a52b5d6 and before; 68711a746345 for `put_new`; 2ebba6b7e1d9 for the
-//! unmapped fast path; 8bdd63809160 is the story of changing the target too early); A5. Differs: decision 0011.
+//! Origin: Linux `migrate_pages` as of v6.1 (68711a746345 for `put_new`, 2ebba6b7e1d9 for the unmapped fast path;
+//! 8bdd63809160 is the story of changing the target too early); A5. Differs: decision 0011.
 
 mod collect;
 mod one;
@@ -153,6 +153,9 @@ impl<P: Platform> Memory<P> {
     ///
     /// When no target is to be had for a base page, or a huge page cannot be split for want of one, the rest is left
     /// where it is: the next one would not be had either.
+    ///
+    /// # Panics
+    /// If a target is of another size than its source, or not as the allocator made it.
     pub fn migrate_pages<'m>(
         &'m self,
         list: &mut IsolatedList<'m, P>,

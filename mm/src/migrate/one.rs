@@ -97,7 +97,7 @@ impl<P: Platform> Memory<P> {
             Ok(target) => target,
             Err(error) => return Err((MigrateError::NoMemory(error), source)),
         };
-        crate::vm_assert!(
+        assert!(
             target.order() == source.order() && target.is_pristine(),
             "{target:?}: no fit target for {source:?}"
         );
@@ -152,9 +152,10 @@ impl<P: Platform> Memory<P> {
         let anon_vma = self
             .anon_vma_of(from)
             .ok_or(Outcome::Refused(MigrateError::Busy))?;
+        // Nobody knows the target but those who try any frame there is; they do not keep it long.
         let target_locked = self
             .try_lock_folio(target)
-            .unwrap_or_else(|| unreachable!("nobody else knows the target"));
+            .ok_or(Outcome::Refused(MigrateError::Locked))?;
         self.unmap_to_migrate(from, anon_vma);
         let frozen = self.freeze_to_migrate(from);
         if frozen.is_ok() {

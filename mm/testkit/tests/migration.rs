@@ -794,12 +794,7 @@ fn t20_3_a_used_target_is_noticed() {
 #[test]
 fn t20_3_a_changed_target_is_told_from_a_fresh_one() {
     for order in [Order::ZERO, PMD_ORDER] {
-        for left_over in [
-            PageFlags::SWAPBACKED,
-            PageFlags::DIRTY,
-            PageFlags::ACTIVE,
-            PageFlags::LOCKED,
-        ] {
+        for left_over in [PageFlags::SWAPBACKED, PageFlags::DIRTY, PageFlags::ACTIVE] {
             let sim = machine();
             let a = sim.start(cpu(0)).expect("memory is there");
             let target = sim
