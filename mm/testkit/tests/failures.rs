@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use mm::{
-    Advice, AllocError, MapError, MapRequest, Place, Prot, VirtAddr, VirtRange, VmaFlags, platform::CpuId,
+    Advice, AllocError, Destination, Locking, MapError, MapRequest, Place, Prot, Remains, Remap, VirtAddr,
+    VirtRange, VmaFlags, platform::CpuId,
 };
 use mm_testkit::{
     scenario::{HOME, HUGE},
@@ -111,6 +112,68 @@ const DEMONSTRATION: &[Step] = &[
     }),
     ("unmap it all", |sim, process| {
         outcome(sim.munmap(process, range(0, 4 * HUGE)))
+    }),
+];
+
+fn remap(sim: &Sim, process: &Process<'_>, request: Remap) -> Result<(), Failed> {
+    outcome(sim.mremap(process, request))
+}
+
+fn moved(first: u64, pages: u64, to: Destination, remains: Remains) -> Remap {
+    Remap {
+        addr: addr(first),
+        old_len: pages * 4096,
+        new_len: pages * 4096,
+        destination: to,
+        remains,
+    }
+}
+
+/// What else a program does with its areas.
+const AREAS: &[Step] = &[
+    ("map 6 MiB", |sim, process| {
+        map(sim, process, 0, 3 * HUGE, Place::Fixed)
+    }),
+    ("touch them", |_, process| touch(process, 0, 3 * HUGE)),
+    ("free a part", |sim, process| {
+        outcome(sim.madvise(process, range(3, 5), Advice::Free))
+    }),
+    ("advise a part", |sim, process| {
+        outcome(sim.madvise(process, range(HUGE / 2, 2), Advice::DontFork))
+    }),
+    ("advise it back", |sim, process| {
+        outcome(sim.madvise(process, range(HUGE / 2, 2), Advice::DoFork))
+    }),
+    ("lock a part", |sim, process| {
+        outcome(sim.mlock(process, range(HUGE + 1, 3), Locking::Whole))
+    }),
+    ("unlock it", |sim, process| {
+        outcome(sim.mlock(process, range(0, 3 * HUGE), Locking::Unlocked))
+    }),
+    ("move a part", |sim, process| {
+        let to = Destination::Fixed(addr(9 * HUGE + 5));
+        remap(sim, process, moved(2 * HUGE - 4, 9, to, Remains::Nothing))
+    }),
+    ("move a part and leave its area", |sim, process| {
+        let to = Destination::Fixed(addr(12 * HUGE + 1));
+        remap(sim, process, moved(2 * HUGE + 9, 7, to, Remains::EmptyArea))
+    }),
+    ("populate", |sim, process| {
+        outcome(sim.madvise(process, range(2 * HUGE + 9, 7), Advice::PopulateWrite))
+    }),
+    ("grow elsewhere", |sim, process| {
+        let wish = moved(9 * HUGE + 6, 4, Destination::Anywhere, Remains::Nothing);
+        remap(
+            sim,
+            process,
+            Remap {
+                new_len: 9 * 4096,
+                ..wish
+            },
+        )
+    }),
+    ("drop what is free", |sim, process| {
+        outcome(sim.madvise(process, range(0, HUGE), Advice::PageOut))
     }),
 ];
 
@@ -256,4 +319,31 @@ fn ten_thousand_children_share_a_page() {
     drop(parent);
     sim.verify(&[], &());
     assert_eq!(sim.nr_free_pages(), before);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "takes long")]
+fn every_allocation_about_areas_may_fail() {
+    let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+    for nth in 1.. {
+        let (injected, failure) = run_with_failure(AREAS, nth);
+        if !injected {
+            assert_eq!(failure, None);
+            break;
+        }
+        if let Some((step, _)) = failure {
+            *seen.entry(step).or_default() += 1;
+        }
+        assert!(nth < 100_000, "the sequence never runs through");
+    }
+    println!("failed: {seen:?}");
+    for step in [
+        "advise a part",
+        "lock a part",
+        "move a part",
+        "populate",
+        "grow elsewhere",
+    ] {
+        assert!(seen.contains_key(step), "nothing failed in: {step}");
+    }
 }
