@@ -90,6 +90,13 @@ pub enum Op {
         /// Number of pages.
         pages: u64,
     },
+    /// `madvise(MADV_DONTNEED)` of every other page of the first 2 MiB, the odd ones, one by one.
+    DontNeedOdd,
+    /// Drains the deferred split queue; so many of its huge pages must come apart.
+    SplitDeferred {
+        /// How many.
+        split: u32,
+    },
     /// `mprotect`.
     Protect {
         /// First page.

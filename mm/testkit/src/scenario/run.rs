@@ -287,6 +287,11 @@ impl<'r, R: Runner> State<'r, R> {
             Op::DontNeed { first, pages } => mem
                 .madvise(space, range(first, pages), Advice::DontNeed)
                 .map_err(Why::Map),
+            Op::DontNeedOdd => (1..HUGE).step_by(2).try_for_each(|page| {
+                mem.madvise(space, range(page, 1), Advice::DontNeed)
+                    .map_err(Why::Map)
+            }),
+            Op::SplitDeferred { split } => compare(0, split, mem.split_deferred(u32::MAX).split),
             Op::Protect { first, pages, prot } => {
                 mem.mprotect(space, range(first, pages), prot).map_err(Why::Map)
             }
