@@ -2,8 +2,9 @@
 //! runs after every step.
 
 use mm::{
-    AllocFlags, Counter, MapRequest, Mode, NodeId, NodeMask, Order, PAGE_BYTES, PMD_ORDER, PMD_SIZE, Pfn,
-    Place, Placement, Policy, PolicyFlags, Prot, ThpMode, VirtAddr, VirtRange, VmaFlags, ZeroReads,
+    AllocFlags, Counter, Destination, MapRequest, Mode, NodeId, NodeMask, Order, PAGE_BYTES, PMD_ORDER,
+    PMD_SIZE, Pfn, Place, Placement, Policy, PolicyFlags, Prot, Remains, Remap, ThpMode, VirtAddr, VirtRange,
+    VmaFlags, ZeroReads,
     check::Owners,
     deferred_split::Progress,
     error::MapError,
@@ -449,4 +450,42 @@ fn each_node_says_what_it_is_used_for() {
     assert_eq!(uses.map(|uses| uses.inactive), [HUGE; 2]);
     assert_eq!(uses[0].tables + uses[1].tables, sim.count(Counter::NrPageTable));
     assert_eq!(uses[1].tables, 0, "tables come from the nearest node");
+}
+
+#[test]
+fn policies_go_along_when_areas_are_cut_and_moved() {
+    let sim = machine(2);
+    sim.set_thp_mode(ThpMode::Never);
+    let process = process(&sim, 16);
+    let wish = policy(&sim, Mode::Bind, 0b10);
+    sim.set_policy(&process, range(0, 8), wish).expect("mapped");
+    let told = |page| sim.policy_at(&process, VirtAddr::new(at(page)));
+    process
+        .run(|| sim.munmap(&process, range(2, 1)))
+        .expect("memory for the cut");
+    assert_eq!(
+        [told(1), told(2), told(3), told(8)],
+        [Some(wish), None, Some(wish), Some(Policy::DEFAULT)]
+    );
+    // One that has pages, and one that has none.
+    assert_eq!(touched(&sim, &process, 2), [1, 1]);
+    for (from, to) in [(0, 32), (4, 40)] {
+        let request = Remap {
+            addr: at(from),
+            old_len: 2 * PAGE_BYTES,
+            new_len: 3 * PAGE_BYTES,
+            destination: Destination::Fixed(at(to)),
+            remains: Remains::Nothing,
+        };
+        process
+            .run(|| sim.mremap(&process, request))
+            .expect("there is room");
+        assert_eq!(
+            [told(from), told(to), told(to + 2)],
+            [None, Some(wish), Some(wish)]
+        );
+        process.write_byte(at(to + 2), 1).expect("writable");
+        assert_eq!(node_of(&sim, &process, to + 2), Ok(1));
+        sim.verify(&[&process], &());
+    }
 }
