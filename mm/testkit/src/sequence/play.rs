@@ -777,7 +777,11 @@ impl<'s> Game<'s> {
         };
         match self.process(parent).fork(cpu(child)) {
             Err(MapError::NoMemory(error)) => {
-                self.allow(error);
+                // Copies of what is pinned have been given back by now: there may have been less memory.
+                let copies = self.held.len() as u64 * HUGE;
+                if self.sim.nr_free_pages() >= SHORT_OF_MEMORY + copies {
+                    self.allow(error);
+                }
                 self.note_splits(parent);
             }
             Err(other) => panic!("fork: {other:?}"),
