@@ -12,7 +12,7 @@
 //! F6 relations  rmap
 //! F5 spaces     address_space · vma
 //! F4 tables     pgtable: entry, table, cursor, gather
-//! F3 frames     memory · settings · buddy · slab · folio (lock, lru, put, deferred queue) · anon_vma
+//! F3 frames     memory · settings · buddy · slab · folio (lock, lru, put, deferred queue) · anon_vma · sabotage
 //! F2 metadata   page: columns, state, refs, compound, mapcount
 //! F1 contract   platform · policy · table · sync · trace · counter · assert
 //! F0 units      addr · order · flags · error · node
@@ -57,6 +57,7 @@ pub mod policy;
 pub mod protect;
 pub mod report;
 pub mod rmap;
+pub mod sabotage;
 pub mod settings;
 pub mod slab;
 pub mod split_folio;

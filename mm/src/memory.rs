@@ -133,6 +133,8 @@ pub struct Memory<P: Platform> {
     settings: Settings,
     drain: SpinLock<()>,
     bad_pages: AtomicU64,
+    #[cfg(feature = "sabotage")]
+    broken: crate::sabotage::Switch,
     /// Allocations until one fails; 0: none will. See [`Memory::inject_alloc_failure`].
     #[cfg(feature = "fault-injection")]
     fail_in: AtomicU64,
@@ -216,6 +218,8 @@ impl<P: Platform> Memory<P> {
             settings: Settings::new(),
             drain: SpinLock::new(()),
             bad_pages: AtomicU64::new(0),
+            #[cfg(feature = "sabotage")]
+            broken: crate::sabotage::Switch::new(),
             #[cfg(feature = "fault-injection")]
             fail_in: AtomicU64::new(0),
         }
@@ -364,6 +368,12 @@ impl<P: Platform> Memory<P> {
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Which broken version this is, if any: ask by `sabotage!`.
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn broken(&self) -> &crate::sabotage::Switch {
+        &self.broken
     }
 
     pub(crate) fn zero_pages(&self) -> &ZeroPages {

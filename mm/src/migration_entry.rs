@@ -37,6 +37,7 @@ use crate::{
     },
     platform::{Platform, Stride},
     rmap::{Run, walk::Place},
+    sabotage::sabotage,
     slab::Handle,
     vma::Vma,
 };
@@ -248,6 +249,8 @@ impl<P: Platform> Memory<P> {
             let Some(slot) = self.pmd_slot(space.tables(), chunk.start()) else {
                 continue;
             };
+            #[cfg(feature = "sabotage")]
+            let early = self.table(slot.table).pmd(slot.index);
             let pmds = self.lock_table(slot.table);
             match pmds.pmd(slot.index) {
                 PmdEntry::Table(table) => {
@@ -255,6 +258,12 @@ impl<P: Platform> Memory<P> {
                     fresh += self.remove_from_ptes(moved, place.vma, table, chunk);
                 }
                 PmdEntry::Migration { pfn, kind, marks } => {
+                    // Broken: what was read before the lock was taken is believed.
+                    #[cfg(feature = "sabotage")]
+                    let kind = match early {
+                        PmdEntry::Migration { kind: stale, .. } if sabotage!(self, StaleWriteRight) => stale,
+                        _ => kind,
+                    };
                     let Some(head) = moved.target(pfn) else { continue };
                     crate::vm_assert!(
                         head.compound_order() == PMD_ORDER,
@@ -263,7 +272,7 @@ impl<P: Platform> Memory<P> {
                     self.get_refs(head, 1);
                     fresh += self.rmap_restore_pmd(head, kind != MigrationKind::Read);
                     self.mlock_mapped(head, place.vma);
-                    let (pfn, prot) = (head.pfn(), rights_again(place.vma, kind));
+                    let (pfn, prot) = (head.pfn(), self.rights_again(place.vma, kind));
                     let valid = true;
                     pmds.set_pmd(
                         slot.index,
@@ -296,7 +305,7 @@ impl<P: Platform> Memory<P> {
                 fresh += self.restore_pages((moved, vma), page, nr, kind);
                 let to = PteEntry::Present {
                     pfn: page.pfn(),
-                    prot: rights_again(vma, kind),
+                    prot: self.rights_again(vma, kind),
                     marks: Marks::default(),
                 };
                 ptes.show_run(index, nr, to);
@@ -334,6 +343,18 @@ impl<P: Platform> Memory<P> {
         };
         (0..nr).map(restore).sum()
     }
+
+    /// The rights of a mapping that comes back: what the area allows now; to write, only if the entry allowed it too.
+    fn rights_again(&self, vma: Handle<Vma>, kind: MigrationKind) -> Prot {
+        let prot = vma.prot();
+        if kind != MigrationKind::Write {
+            return prot.write_protected();
+        }
+        if sabotage!(self, StaleWriteRight) {
+            return prot | Prot::WRITE;
+        }
+        prot
+    }
 }
 
 /// What an entry with these rights that maps `page` comes back as.
@@ -342,16 +363,6 @@ fn kind_of(page: Page<'_>, prot: Prot) -> MigrationKind {
         (true, _) => MigrationKind::Write,
         (false, true) => MigrationKind::ReadExclusive,
         (false, false) => MigrationKind::Read,
-    }
-}
-
-/// The rights of a mapping that comes back: what the area allows now; to write, only if the entry allowed it too.
-fn rights_again(vma: Handle<Vma>, kind: MigrationKind) -> Prot {
-    let prot = vma.prot();
-    if kind == MigrationKind::Write {
-        prot
-    } else {
-        prot.write_protected()
     }
 }
 

@@ -90,7 +90,11 @@ impl<P: Platform> Memory<P> {
         locked: FolioLocked<'m, P>,
         subpage: u32,
     ) -> Split<'m, P> {
-        let subpage = subpage % HPAGE_PAGES;
+        let subpage = if crate::sabotage::sabotage!(self, ReferenceOnHead) {
+            0
+        } else {
+            subpage % HPAGE_PAGES
+        };
         let (head, locked) = self.split_locked(folio, locked, Keep::One(subpage))?;
         if subpage == 0 {
             return Ok((Folio::from_raw(head), locked));

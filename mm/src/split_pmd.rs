@@ -138,7 +138,12 @@ impl<P: Platform> Memory<P> {
             marks,
             valid: false,
         };
-        let at_swap = RawPmd(pmds.swap(slot.index, hidden.encode().0)).decode();
+        let hidden = if crate::sabotage::sabotage!(self, TransientNonePmd) {
+            RawPmd::NONE
+        } else {
+            hidden.encode()
+        };
+        let at_swap = RawPmd(pmds.swap(slot.index, hidden.0)).decode();
         self.platform().flush_tlb(space.cpus(), slot.span, Stride::Pmd);
         // Until the flush a CPU that has the translation may still have set a mark in the hidden entry.
         let PmdEntry::Huge { marks: late, .. } = pmds.pmd(slot.index) else {

@@ -110,6 +110,14 @@ impl<P: Platform> Memory<P> {
         if !head.has(PageFlags::QUEUED) {
             return;
         }
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::sabotage!(self, UnlockedUnlink) {
+            let link = head.offset(LINK_TAIL);
+            let neighbours = link.links();
+            let mut queue = self.node_of(head.pfn()).deferred().lock(self.platform());
+            head.clear_flags(PageFlags::QUEUED);
+            return queue.links.remove_between(link, neighbours);
+        }
         let mut queue = self.node_of(head.pfn()).deferred().lock(self.platform());
         queue.forget(head);
     }

@@ -10,6 +10,7 @@ use crate::{
     order::Order,
     page::Page,
     platform::Platform,
+    sabotage::sabotage,
     slab::Handle,
 };
 
@@ -66,6 +67,11 @@ impl<'m> Targets<'_, 'm> {
             "{target:?}: was changed though nothing was moved to it"
         );
         match &mut self.put_new {
+            Some(put_new) if sabotage!(mem, DoublePutNew) => {
+                let again = Folio::from_raw(target.page());
+                put_new(target);
+                put_new(again);
+            }
             Some(put_new) => put_new(target),
             None => mem.put(target),
         }
@@ -138,6 +144,9 @@ impl<P: Platform> Memory<P> {
             .lock_source(source, patience)
             .ok_or(Outcome::Refused(MigrateError::Locked))?;
         let (from, to) = (source.page(), target.page());
+        if sabotage!(self, TargetTouchedEarly) {
+            to.set_identity(from.own_mapping(), from.index());
+        }
         let (mappings, found) = (from.map_counts().total, from.refs_hint());
         let expected = mappings + 1;
         if found != expected {

@@ -26,7 +26,8 @@ fn page_at(array: &PageArray, link: u32) -> Option<Page<'_>> {
 }
 
 impl Page<'_> {
-    fn links(self) -> (u32, u32) {
+    /// The numbers of its neighbours, behind and before it; `NONE` for none.
+    pub(crate) fn links(self) -> (u32, u32) {
         let i = self.pfn().index();
         (
             self.array().next()[i].load_relaxed(),
@@ -114,8 +115,12 @@ impl PageList {
 
     /// Takes `page` off. It must be on this list.
     pub(crate) fn remove(&mut self, page: Page<'_>) {
+        self.remove_between(page, page.links());
+    }
+
+    /// Takes `page` off that has these neighbours.
+    pub(crate) fn remove_between(&mut self, page: Page<'_>, (next, prev): (u32, u32)) {
         crate::vm_assert!(self.len > 0);
-        let (next, prev) = page.links();
         match page_at(page.array(), prev) {
             Some(before) => before.set_next(next),
             None => self.first = next,

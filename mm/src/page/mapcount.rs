@@ -434,6 +434,26 @@ impl Backend for DoubleMap {
     }
 }
 
+/// The halves of a split whose bias comes late: see [`crate::sabotage::Broken::LateBias`].
+#[cfg(feature = "sabotage")]
+impl DoubleMap {
+    /// Does everything but the bias for the PMDs that are left; nothing if there is none to add.
+    pub(crate) fn split_pmd_unbiased(folio: &Locked<'_>) -> bool {
+        let (entire, ptes) = folio.read();
+        let wants_bias = entire > 1 && !folio.is_double();
+        if wants_bias {
+            folio.write(entire - 1, ptes + HPAGE_PAGES);
+            folio.increment(0, HPAGE_PAGES);
+        }
+        wants_bias
+    }
+
+    /// Adds the bias.
+    pub(crate) fn add_bias(folio: &Locked<'_>) {
+        folio.enter_double();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     //! The golden rows of mm's specification for one huge page in several address spaces, on the bare counters.

@@ -133,7 +133,9 @@ impl<'m, P: Platform> Gather<'m, P> {
     }
 
     fn flush(&mut self) {
-        if let Some(range) = self.range.take() {
+        if let Some(range) = self.range.take()
+            && !crate::sabotage::sabotage!(self.mem, MissedFlush)
+        {
             self.mem
                 .platform()
                 .flush_tlb(self.tree.cpus(), range, self.stride);

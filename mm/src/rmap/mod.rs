@@ -29,6 +29,7 @@ use crate::{
         mapcount::{Backend, Mapcount, Unmapped},
     },
     platform::Platform,
+    sabotage::sabotage,
     slab::Handle,
     vma::Vma,
 };
@@ -140,6 +141,10 @@ impl<P: Platform> Memory<P> {
 
     /// A PMD mapping became PTEs. What belonged to one process alone as a whole does so page by page.
     pub(crate) fn rmap_split_pmd(&self, head: Page<'_>) {
+        #[cfg(feature = "sabotage")]
+        if sabotage!(self, LateBias) && Mapcount::split_pmd_unbiased(&head.lock_mapcount(self.platform())) {
+            return Mapcount::add_bias(&head.lock_mapcount(self.platform()));
+        }
         let folio = head.lock_mapcount(self.platform());
         if head.has(PageFlags::EXCLUSIVE) {
             folio.mark_tails_exclusive();
@@ -152,7 +157,9 @@ impl<P: Platform> Memory<P> {
     /// `fork` maps a huge page by one PMD more: from now on nobody may write without asking.
     pub(crate) fn rmap_dup_pmd(&self, head: Page<'_>) {
         let folio = head.lock_mapcount(self.platform());
-        head.clear_flags(PageFlags::EXCLUSIVE);
+        if !sabotage!(self, ExclusiveAfterFork) {
+            head.clear_flags(PageFlags::EXCLUSIVE);
+        }
         let fresh = Mapcount::map_pmd(&folio);
         crate::vm_assert!(fresh == 0, "{head:?}: what is copied was mapped before");
     }
@@ -166,7 +173,8 @@ impl<P: Platform> Memory<P> {
         }
         let folio = run.head.lock_mapcount(self.platform());
         folio.clear_exclusive(run.first, run.nr);
-        Mapcount::map_ptes(&folio, run.first, run.nr);
+        let lost = u32::from(sabotage!(self, LostMapcount));
+        Mapcount::map_ptes(&folio, run.first, run.nr - lost);
     }
 
     /// Migration entries became PTEs again that map `run` of a large folio; `exclusive`: the pages were this process's

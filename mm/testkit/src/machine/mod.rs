@@ -25,6 +25,7 @@
     reason = "this is the hardware below mm: its atomics are not mm's protocols"
 )]
 
+mod interleave;
 mod tlb;
 mod walk;
 mod watch;
@@ -48,6 +49,7 @@ use mm::{
 };
 
 pub use self::{
+    interleave::interleave,
     tlb::{Tlb, TlbEntry},
     walk::{Leaf, Walk, entry_bits},
     watch::{HeldFlush, with_copy_hook},
@@ -446,6 +448,7 @@ unsafe impl Platform for SimMachine {
     }
 
     fn flush_tlb(&self, cpus: CpuMask, range: VirtRange, stride: Stride) {
+        interleave::point();
         fence(Ordering::SeqCst);
         for (number, state) in self.cpus.iter().enumerate() {
             let cpu = CpuId::new(u8::try_from(number).expect("invariant: at most 64 CPUs"));
@@ -474,6 +477,7 @@ unsafe impl Platform for SimMachine {
     }
 
     fn preempt_off(&self) -> PreemptGuard {
+        interleave::point();
         let cpu = &self.cpus[self.current_cpu().index()];
         let me = thread_number();
         if cpu.owner.load(Ordering::Relaxed) != me {

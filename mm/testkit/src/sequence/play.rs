@@ -452,8 +452,6 @@ impl<'s> Game<'s> {
         for page in range.start..end {
             if outcome == Outcome::Done || self.seen(who, page) != self.world.space(who).entry(page) {
                 self.follow(who, page, access);
-                // A page that was copied is free for the next.
-                self.world.forget_free();
             }
         }
     }
@@ -593,6 +591,8 @@ impl<'s> Game<'s> {
                 "page {page}: written to while shared"
             );
         }
+        // What was copied may be free, and the next page's target.
+        self.world.forget_free();
     }
 
     /// A base page that nobody else has is written to where it is.
