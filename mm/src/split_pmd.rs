@@ -84,11 +84,15 @@ impl<P: Platform> Memory<P> {
     /// The huge zero page: 512 times the small one, to be read only. Its reference goes after the flush.
     fn split_zero(&self, space: &AddressSpace, pmds: PtLock<'_, P>, slot: PmdSlot, huge: Pfn) {
         self.add(Counter::ThpSplitPmd, 1);
-        self.invalidate_pmd(space, &pmds, slot);
+        // With the rights that it had: they may have been taken away.
+        let prot = match self.invalidate_pmd(space, &pmds, slot) {
+            PmdEntry::Huge { prot, .. } => prot,
+            _ => Prot::empty(),
+        };
         let table = self.withdraw_table(&pmds);
         let zero = PteEntry::Present {
             pfn: self.zero_pages().small(),
-            prot: Prot::READ,
+            prot,
             marks: Marks::READ,
         };
         self.table(table).fill(|_| zero.encode().0);

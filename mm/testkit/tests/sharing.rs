@@ -174,3 +174,26 @@ fn what_may_only_be_written_is_readable_while_it_is_shared() {
     b.write_byte(at(8), 9).expect("and may be written");
     sim.verify(&[&a, &b], &());
 }
+
+#[test]
+fn rights_taken_from_the_huge_zero_page_stay_taken_when_it_is_split() {
+    let sim = machine();
+    let process = sim.start(cpu(0)).expect("memory is there");
+    let request = MapRequest {
+        hint: HOME,
+        len: WHOLE,
+        prot: Prot::READ | Prot::WRITE,
+        place: Place::Fixed,
+        flags: VmaFlags::empty(),
+    };
+    sim.mmap(&process, request).expect("nothing is there");
+    assert_eq!(process.read_byte(at(5)), Ok(0));
+    let protect = |pages, prot| sim.mprotect(&process, pages, prot).expect("mapped");
+    protect(range(0, HUGE), Prot::empty());
+    protect(range(0, 1), Prot::READ);
+    assert_eq!(sim.count(Counter::ThpSplitPmd), 1, "it was mapped whole");
+    assert_eq!(process.read_byte(at(0)), Ok(0));
+    let refused = process.read_byte(at(5)).expect_err("nobody may read it");
+    assert!(matches!(refused, mm_testkit::sim::AccessError::Segv(_)));
+    sim.verify(&[&process], &());
+}
