@@ -7,7 +7,9 @@ use core::ops::ControlFlow;
 
 use mm::{
     AddressSpace, HPAGE_PAGES, PAGE_BYTES, PMD_ORDER, PageFlags, Pfn, Platform, USER_END, VirtAddr,
-    VirtRange, split_folio::SplitError,
+    VirtRange,
+    report::{Mapped, mapped_at},
+    split_folio::SplitError,
 };
 
 use crate::platform::mm;
@@ -137,12 +139,18 @@ pub fn split_range(space: &AddressSpace, start: u64, end: u64) -> SplitCount {
     });
     let mut addr = range.start();
     while addr.as_u64() < end.min(areas_end) {
-        if let Some(pfn) = mapped_frame(space, addr)
+        let mut next = addr + PAGE_BYTES;
+        if let Some(Mapped { pfn, span }) = mapped_at(mm(), space, addr)
             && mm().pages().page(pfn).head().compound_order() == PMD_ORDER
         {
-            count.add(split_unless_held(pfn));
+            let result = split_unless_held(pfn);
+            if result.is_ok() {
+                // What the entry spanned are base pages now.
+                next = span.end();
+            }
+            count.add(result);
         }
-        addr += PAGE_BYTES;
+        addr = next;
     }
     count
 }
@@ -162,9 +170,5 @@ fn split_unless_held(pfn: Pfn) -> Result<(), Refusal> {
 /// The frame that is mapped at `addr`, if one is.
 #[must_use]
 pub fn mapped_frame(space: &AddressSpace, addr: VirtAddr) -> Option<Pfn> {
-    use linux_abi::page::pm;
-    let word = mm::report::pagemap(mm(), space, addr);
-    let is_present = word >> pm::PRESENT & 1 == 1;
-    let number = word & ((1 << pm::PFN_BITS) - 1);
-    u32::try_from(number).ok().filter(|_| is_present).map(Pfn::new)
+    mapped_at(mm(), space, addr).map(|mapped| mapped.pfn)
 }

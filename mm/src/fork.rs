@@ -202,21 +202,21 @@ impl<P: Platform> Memory<P> {
                 marks,
                 valid,
             } => {
-                let shared = |marks| PmdEntry::Huge {
+                let shared = PmdEntry::Huge {
                     pfn,
                     prot: prot.write_protected(),
-                    marks,
+                    marks: marks.old(),
                     valid,
                 };
                 let head = self.pages().page(pfn);
                 self.get_refs(head, 1);
-                into.set_pmd(index, shared(marks.old()));
+                into.set_pmd(index, shared);
                 if self.is_zero_page(head) {
                     return 0;
                 }
                 self.rmap_dup_pmd(head);
                 if prot.contains(Prot::WRITE) {
-                    self.set_pmd_keeping_marks(out, index, shared(marks));
+                    out.write_protect(index);
                     gather.stale(VirtRange::pmd(addr), Stride::Pmd);
                 }
                 1

@@ -12,7 +12,7 @@ mod smaps;
 pub use dump::dump_page;
 pub use kpage::{kpagecount, kpageflags, kpageflags_with_double_map};
 pub use node::{NodeUses, node_uses};
-pub use pagemap::{leaf, pagemap};
+pub use pagemap::{Mapped, leaf, mapped_at, pagemap};
 pub use smaps::{Residency, Share, Split, smaps};
 
 use crate::{memory::Memory, order::Order, platform::Platform};

@@ -6,7 +6,7 @@
 use core::fmt::Write;
 
 use crate::{
-    addr::{PAGE_BYTES, PMD_SIZE, Pfn, VirtAddr},
+    addr::{PAGE_BYTES, PMD_SIZE, Pfn, VirtAddr, VirtRange},
     address_space::AddressSpace,
     flags::Prot,
     memory::Memory,
@@ -70,6 +70,36 @@ pub fn pagemap<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAdd
 fn moving(pfn: Pfn, kind: MigrationKind) -> u64 {
     let swap_type = FIRST_MIGRATION_TYPE + kind as u64;
     SWAP | u64::from(pfn.raw()) << SWAP_TYPE_BITS | swap_type
+}
+
+/// What the entry that translates an address maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapped {
+    /// The frame of the address.
+    pub pfn: Pfn,
+    /// The addresses that the entry spans: a base page or 2 MiB.
+    pub span: VirtRange,
+}
+
+/// Returns what is mapped at `addr`; `None` if nothing is, or what is being moved. Takes the mmap lock for reading.
+#[must_use]
+pub fn mapped_at<P: Platform>(mem: &Memory<P>, space: &AddressSpace, addr: VirtAddr) -> Option<Mapped> {
+    let _mmap = space.lock().read(mem.platform());
+    match mem.leaf(space.tables(), addr)? {
+        Visit::Pte(_, PteEntry::Present { pfn, .. }) => Some(Mapped {
+            pfn,
+            span: VirtRange::page(addr),
+        }),
+        Visit::Pmd(_, PmdEntry::Huge { pfn, .. }) => {
+            let span = VirtRange::pmd(addr);
+            let subpage = u32::try_from((addr - span.start()) / PAGE_BYTES).unwrap_or(0);
+            Some(Mapped {
+                pfn: pfn.offset(subpage),
+                span,
+            })
+        }
+        _ => None,
+    }
 }
 
 /// Describes in words the entry that translates `addr`: for the console. Returns whether there is one.
