@@ -5,6 +5,7 @@
 //!   T3.4b pages mc0=0 ...             a line of the program, here and on Linux 6.1
 //!   ~ 0009 T3.4b change ...           what Linux 6.1 prints instead of the line above, and the number of the decision
 //!                                     record (mm/docs/decisions) that says why
+//!   + 0012 /proc/meminfo Percpu       a line that Linux 6.1 alone prints
 //! ```
 
 use std::fmt::Write;
@@ -27,18 +28,19 @@ pub enum Kernel {
     Linux,
 }
 
-/// A line, and what Linux has in its place.
+/// A line of ours and of Linux; which decision explains the difference.
 #[derive(Debug, PartialEq, Eq)]
 struct Line<'a> {
-    ours: &'a str,
-    linux: Option<(&'a str, &'a str)>,
+    ours: Option<&'a str>,
+    linux: &'a str,
+    decision: Option<&'a str>,
 }
 
 impl<'a> Line<'a> {
-    fn of(self, kernel: Kernel) -> &'a str {
-        match (kernel, self.linux) {
-            (Kernel::Linux, Some((_, theirs))) => theirs,
-            _ => self.ours,
+    fn of(&self, kernel: Kernel) -> Option<&'a str> {
+        match kernel {
+            Kernel::Cleave => self.ours,
+            Kernel::Linux => Some(self.linux),
         }
     }
 }
@@ -46,23 +48,33 @@ impl<'a> Line<'a> {
 fn parse(text: &str) -> Result<Vec<Line<'_>>, String> {
     let mut lines: Vec<Line<'_>> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
+        let wrong = |what| format!("line {number}: {what}");
+        let marked = |rest: &'_ str| rest.split_once(' ').ok_or_else(|| wrong("no decision"));
         if line.starts_with('#') || line.is_empty() {
             continue;
         }
-        let Some(rest) = line.strip_prefix("~ ") else {
+        if let Some(rest) = line.strip_prefix("+ ") {
+            let (decision, theirs) = marked(rest)?;
             lines.push(Line {
-                ours: line,
-                linux: None,
+                ours: None,
+                linux: theirs,
+                decision: Some(decision),
             });
-            continue;
-        };
-        let wrong = |what| format!("line {number}: {what}");
-        let (decision, theirs) = rest.split_once(' ').ok_or_else(|| wrong("no decision"))?;
-        let line = lines.last_mut().ok_or_else(|| wrong("no line above"))?;
-        if line.linux.is_some() || line.ours == theirs {
-            return Err(wrong("no difference, or a second one"));
+        } else if let Some(rest) = line.strip_prefix("~ ") {
+            let (decision, theirs) = marked(rest)?;
+            let above = lines.last_mut().ok_or_else(|| wrong("no line above"))?;
+            if above.decision.is_some() || above.linux == theirs {
+                return Err(wrong("no difference, or a second one"));
+            }
+            above.linux = theirs;
+            above.decision = Some(decision);
+        } else {
+            lines.push(Line {
+                ours: Some(line),
+                linux: line,
+                decision: None,
+            });
         }
-        line.linux = Some((decision, theirs));
     }
     Ok(lines)
 }
@@ -73,7 +85,7 @@ fn parse(text: &str) -> Result<Vec<Line<'_>>, String> {
 /// The data are not laid out as this module says.
 pub fn expected(text: &str, kernel: Kernel) -> Result<Vec<&str>, String> {
     let lines = parse(text)?.into_iter();
-    Ok(lines.map(|line| line.of(kernel)).collect())
+    Ok(lines.filter_map(|line| line.of(kernel)).collect())
 }
 
 /// Returns the numbers of the decision records that explain the differences.
@@ -83,7 +95,7 @@ pub fn expected(text: &str, kernel: Kernel) -> Result<Vec<&str>, String> {
 pub fn decisions(text: &str) -> Result<Vec<&str>, String> {
     Ok(parse(text)?
         .into_iter()
-        .filter_map(|line| line.linux.map(|(decision, _)| decision))
+        .filter_map(|line| line.decision)
         .collect())
 }
 
@@ -134,18 +146,24 @@ mod tests {
 
     use super::{EXPECTED, Kernel, compare, decisions, expected, printed};
 
-    const DATA: &str = "# comment\nA 1\n~ 0004 A 2\n\nB 3\n";
+    const DATA: &str = "# comment\nA 1\n~ 0004 A 2\n\n+ 0012 M\nB 3\n";
 
     #[test]
     fn a_marked_line_is_the_line_of_linux() {
         assert_eq!(expected(DATA, Kernel::Cleave), Ok(vec!["A 1", "B 3"]));
-        assert_eq!(expected(DATA, Kernel::Linux), Ok(vec!["A 2", "B 3"]));
-        assert_eq!(decisions(DATA), Ok(vec!["0004"]));
+        assert_eq!(expected(DATA, Kernel::Linux), Ok(vec!["A 2", "M", "B 3"]));
+        assert_eq!(decisions(DATA), Ok(vec!["0004", "0012"]));
     }
 
     #[test]
     fn marks_without_a_difference_are_refused() {
-        for text in ["~ 0004 A", "A\n~ 0004 A", "A\n~ 0004", "A\n~ 1 B\n~ 1 C"] {
+        for text in [
+            "~ 0004 A",
+            "A\n~ 0004 A",
+            "A\n~ 0004",
+            "+ 0004",
+            "A\n~ 1 B\n~ 1 C",
+        ] {
             assert!(expected(text, Kernel::Linux).is_err(), "{text:?}");
         }
     }

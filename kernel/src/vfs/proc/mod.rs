@@ -1,8 +1,8 @@
 //! `/proc`: what the kernel knows, in Linux's formats.
 //!
 //! Formats only. Every number is asked from the memory manager's report, the process table or the clock at the moment
-//! of reading; a number that this kernel does not have is left out, never made up. So `meminfo` and `vmstat` have fewer
-//! lines than Linux's, in the same order and with the same columns.
+//! of reading; a number that this kernel does not have is left out, never made up; a zero is a true one. So `meminfo`,
+//! `vmstat` and `status` have fewer lines than Linux's, in the same order and with the same columns (decision 0012).
 //!
 //! | file | kind |
 //! |---|---|
@@ -21,6 +21,7 @@ pub mod process;
 pub mod smaps;
 pub mod status;
 pub mod system;
+mod vmstat;
 pub mod words;
 
 use alloc::{boxed::Box, collections::BTreeMap};

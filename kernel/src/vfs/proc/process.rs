@@ -59,9 +59,10 @@ pub(super) fn header_line(out: &mut String, vma: VmaInfo, heap: Range<VirtAddr>)
         mark(VmaFlags::WRITE, 'w'),
         mark(VmaFlags::EXEC, 'x'),
     )?;
-    let name = if vma.flags.contains(VmaFlags::GROWSDOWN) {
+    let name = if vma.range.end().as_u64() == mm::USER_END {
+        // The one that the program began with: others that grow down have no name.
         "[stack]"
-    } else if vma.range.start() < heap.end && heap.start < vma.range.end() {
+    } else if vma.range.start() <= heap.end && heap.start <= vma.range.end() {
         "[heap]"
     } else {
         return out.write_char('\n');

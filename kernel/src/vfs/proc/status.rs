@@ -96,7 +96,9 @@ fn identity(out: &mut String, process: &Process) -> fmt::Result {
     writeln!(out, "Gid:\t0\t0\t0\t0")?;
     writeln!(out, "Groups:\t ")?;
     writeln!(out, "NStgid:\t{pid}")?;
-    writeln!(out, "NSpid:\t{pid}")
+    writeln!(out, "NSpid:\t{pid}")?;
+    writeln!(out, "NSpgid:\t{}", process.kin().group())?;
+    writeln!(out, "NSsid:\t{}", process.kin().session())
 }
 
 /// Left out of a process that is neither the reader nor ended: whether it waits is known to the scheduler alone.
@@ -144,7 +146,9 @@ fn signals(out: &mut String, signals: &Signals) -> fmt::Result {
             .fold(0u64, |set, signal| set | 1 << (signal.number() - 1))
     };
     let lines = [
-        ("SigPnd", signals.pending().bits()),
+        // One queue, whomever a signal was sent to: what `kill` sends is the process's.
+        ("SigPnd", 0),
+        ("ShdPnd", signals.pending().bits()),
         ("SigBlk", signals.mask().bits()),
         ("SigIgn", with_handler(|handler| handler == Action::IGNORE)),
         ("SigCgt", with_handler(|handler| handler > Action::IGNORE)),

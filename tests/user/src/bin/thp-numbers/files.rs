@@ -12,12 +12,71 @@ use crate::{observe, rows::tell, scene::pid};
 
 /// Prints them.
 pub(crate) fn print() -> io::Result<()> {
+    for path in ["/proc/meminfo", "/proc/vmstat", "/proc/self/status"] {
+        layout(path)?;
+    }
     layout_of_smaps()?;
+    maps()?;
     for path in ["/proc/kpageflags", "/proc/kpagecount"] {
         words(path)?;
     }
     pagemap()?;
     splitting();
+    Ok(())
+}
+
+/// Names of the lines of a file, and how wide they are where they have columns.
+fn layout(path: &str) -> io::Result<()> {
+    for line in fs::read_to_string(path)?.lines() {
+        let name = line.split([':', ' ']).next().unwrap_or_default();
+        match line.strip_suffix(" kB") {
+            Some(columns) => println!("{path} {name} {} columns", columns.len()),
+            None => println!("{path} {name}"),
+        }
+    }
+    Ok(())
+}
+
+/// What `maps` says of areas of several kinds.
+fn maps() -> io::Result<()> {
+    let area = |name: &str, addr: usize| -> io::Result<()> {
+        let start = format!("{addr:08x}-");
+        let maps = fs::read_to_string("/proc/self/maps")?;
+        let line = maps
+            .lines()
+            .find(|line| line.starts_with(&start))
+            .unwrap_or("- none");
+        println!("maps {name} |{}|", &line[line.find(' ').unwrap_or(0)..]);
+        Ok(())
+    };
+    let page = Mapping::apart(HUGE)?;
+    area("readable and writable", page.addr())?;
+    page.protect(0..HUGE, libc::PROT_READ | libc::PROT_EXEC)?;
+    area("executable", page.addr())?;
+    // SAFETY: an area that this program owns is replaced.
+    let stack = unsafe {
+        libc::mmap(
+            std::ptr::with_exposed_provenance_mut(page.addr()),
+            HUGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_GROWSDOWN,
+            -1,
+            0,
+        )
+    };
+    area("grows down", stack.addr())?;
+    let here = 0_u8;
+    let here = (&raw const here).addr();
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let own = maps
+        .lines()
+        .find(|line| observe::range_of(line).is_some_and(|range| range.contains(&here)));
+    // Addresses may be as long as they like: the name stands in a column of its own.
+    println!(
+        "maps stack {:?} at {:?}",
+        own.and_then(|line| line.get(73..)),
+        own.and_then(|line| line.find('['))
+    );
     Ok(())
 }
 

@@ -162,8 +162,8 @@ pub(crate) fn areas(pid: i32, range: &Range<usize>) -> io::Result<Vec<(String, V
     let mut areas: Vec<(String, Vec<String>)> = Vec::new();
     let mut is_inside = false;
     for line in text.lines() {
-        if let Some(start) = header_start(line) {
-            is_inside = range.contains(&start);
+        if let Some(area) = range_of(line) {
+            is_inside = range.contains(&area.start);
             if is_inside {
                 areas.push((line.to_owned(), Vec::new()));
             }
@@ -174,14 +174,11 @@ pub(crate) fn areas(pid: i32, range: &Range<usize>) -> io::Result<Vec<(String, V
     Ok(areas)
 }
 
-/// The address that an area's header begins with.
-fn header_start(line: &str) -> Option<usize> {
-    let (start, rest) = line.split_once('-')?;
-    let is_range = rest
-        .split(' ')
-        .next()
-        .is_some_and(|end| usize::from_str_radix(end, 16).is_ok());
-    usize::from_str_radix(start, 16).ok().filter(|_| is_range)
+/// The addresses that an area's header begins with.
+pub(crate) fn range_of(line: &str) -> Option<Range<usize>> {
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    let number = |digits| usize::from_str_radix(digits, 16).ok();
+    Some(number(start)?..number(end)?)
 }
 
 /// The [`SMAPS`] of all areas of a process in `range`, summed.
