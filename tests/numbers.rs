@@ -49,19 +49,18 @@ fn parse(text: &str) -> Result<Vec<Line<'_>>, String> {
     let mut lines: Vec<Line<'_>> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let wrong = |what| format!("line {number}: {what}");
-        let marked = |rest: &'_ str| rest.split_once(' ').ok_or_else(|| wrong("no decision"));
         if line.starts_with('#') || line.is_empty() {
             continue;
         }
         if let Some(rest) = line.strip_prefix("+ ") {
-            let (decision, theirs) = marked(rest)?;
+            let (decision, theirs) = rest.split_once(' ').ok_or_else(|| wrong("no decision"))?;
             lines.push(Line {
                 ours: None,
                 linux: theirs,
                 decision: Some(decision),
             });
         } else if let Some(rest) = line.strip_prefix("~ ") {
-            let (decision, theirs) = marked(rest)?;
+            let (decision, theirs) = rest.split_once(' ').ok_or_else(|| wrong("no decision"))?;
             let above = lines.last_mut().ok_or_else(|| wrong("no line above"))?;
             if above.decision.is_some() || above.linux == theirs {
                 return Err(wrong("no difference, or a second one"));
