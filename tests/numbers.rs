@@ -5,7 +5,7 @@
 //!   T3.4b pages mc0=0 ...             a line of the program, here and on Linux 6.1
 //!   ~ 0009 T3.4b change ...           what Linux 6.1 prints instead of the line above, and the number of the decision
 //!                                     record (mm/docs/decisions) that says why
-//!   + 0012 /proc/meminfo Percpu       a line that Linux 6.1 alone prints
+//!   + 0013 /proc/meminfo Percpu       a line that Linux 6.1 alone prints
 //! ```
 
 use std::fmt::Write;

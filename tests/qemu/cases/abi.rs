@@ -57,7 +57,7 @@ pub(super) fn session_within(lines: &[String], limit: Duration) -> Result<Captur
 }
 
 /// As [`session_within`], on a machine of one's own.
-fn session_on(machine: &Machine, lines: &[String], limit: Duration) -> Result<Captured, Failed> {
+pub(super) fn session_on(machine: &Machine, lines: &[String], limit: Duration) -> Result<Captured, Failed> {
     let input = format!("{}\ncheck\npoweroff {LAST}\n", lines.join("\n"));
     let captured = bench::run_within(machine, input.as_bytes(), limit)?;
     ended(&captured, LAST)?;

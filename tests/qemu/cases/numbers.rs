@@ -21,7 +21,7 @@ const LINUX: &str = "CLEAVE_LINUX_KERNEL";
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// What is compared.
-const SECTIONS: &str = "share queue pmd page pins files";
+const SECTIONS: &str = "share queue pmd page pins nodes files";
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -42,8 +42,12 @@ fn compare(kernel: Kernel, console: &str) -> Result<(), Failed> {
     Ok(numbers::compare(&expected, &found)?)
 }
 
+/// On a machine whose memory is cut in two, for the page that moves.
 fn cleave() -> Result<(), Failed> {
-    let captured = abi::session(&[format!("run thp-numbers {SECTIONS}")])?;
+    let mut machine = bench::machine()?;
+    machine.words.push("numa=fake=2".into());
+    let line = format!("run thp-numbers {SECTIONS}");
+    let captured = abi::session_on(&machine, &[line], bench::LIMIT)?;
     compare(Kernel::Cleave, &captured.text())
 }
 
@@ -65,6 +69,13 @@ fn linux() -> Result<(), Failed> {
         "-cpu",
         "max",
     ]);
+    // Two nodes, for the page that moves.
+    for (node, cpus) in [(0, ",cpus=0"), (1, "")] {
+        qemu.arg("-object")
+            .arg(format!("memory-backend-ram,size=512M,id=node{node}"));
+        qemu.arg("-numa")
+            .arg(format!("node,nodeid={node},memdev=node{node}{cpus}"));
+    }
     qemu.arg("-kernel").arg(kernel).args(["-initrd", &initrd]);
     // Five levels of page tables would make user space larger; balancing would unmap pages behind the program's back.
     let parameters =

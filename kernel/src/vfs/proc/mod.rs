@@ -2,7 +2,7 @@
 //!
 //! Formats only. Every number is asked from the memory manager's report, the process table or the clock at the moment
 //! of reading; a number that this kernel does not have is left out, never made up; a zero is a true one. So `meminfo`,
-//! `vmstat` and `status` have fewer lines than Linux's, in the same order and with the same columns (decision 0012).
+//! `vmstat` and `status` have fewer lines than Linux's, in the same order and with the same columns (decision 0013).
 //!
 //! | file | kind |
 //! |---|---|
