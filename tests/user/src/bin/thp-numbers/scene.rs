@@ -47,6 +47,9 @@ impl Scene {
     pub(crate) fn new(row: &str) -> io::Result<Self> {
         let block = Mapping::apart(HUGE)?;
         block.advise(0..HUGE, libc::MADV_HUGEPAGE)?;
+        // The tables above the PMD stay: whether they were there already depends on the address.
+        block.write(0, 1);
+        block.advise(0..HUGE, libc::MADV_DONTNEED)?;
         let mut scene = Self {
             block,
             first: 0,
