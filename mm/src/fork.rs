@@ -18,7 +18,7 @@
 //! Origin: Linux `copy_huge_pmd`, `copy_pte_range`; A11.
 
 use crate::{
-    addr::{HPAGE_PAGES, PAGE_BYTES, Pfn, VirtAddr, VirtRange, to_usize},
+    addr::{HPAGE_PAGES, PAGE_BYTES, PMD_SIZE, Pfn, VirtAddr, VirtRange, to_usize},
     address_space::{AddressSpace, MmRef},
     error::{AllocError, MapError},
     flags::{PageFlags, Prot, VmaFlags},
@@ -162,64 +162,53 @@ impl<P: Platform> Memory<P> {
         range: VirtRange,
         gather: &mut Gather<'_, P>,
     ) -> Result<Option<VirtAddr>, AllocError> {
+        let row = Level::Pmd.index(range.start())..=Level::Pmd.index(range.end() - 1);
         let (mut tables, mut huge_pages) = (0, 0);
-        let mut row = pmd_chunks(range).map(VirtRange::start);
-        let stop = row.try_for_each(|addr| {
-            let index = Level::Pmd.index(addr);
+        let mut stop = Ok(None);
+        for index in row.clone() {
             let entry = out.pmd(index);
             match entry {
-                PmdEntry::None => return Ok(()),
-                PmdEntry::Table(_) => return Err(Ok(addr)),
-                PmdEntry::Huge { pfn, .. } if self.must_copy(self.pages().page(pfn)) => return Err(Ok(addr)),
-                PmdEntry::Huge { .. } | PmdEntry::Migration { .. } => {}
+                PmdEntry::None => continue,
+                PmdEntry::Huge { pfn, .. } if !self.must_copy(self.pages().page(pfn)) => {}
+                PmdEntry::Migration { .. } => {}
+                PmdEntry::Table(_) | PmdEntry::Huge { .. } => {
+                    let up_to = (index - row.start()) as u64 * PMD_SIZE;
+                    let addr = range.start().align_down(PMD_SIZE) + up_to;
+                    stop = Ok(Some(addr.max(range.start())));
+                    break;
+                }
             }
-            let deposit = self.alloc_deposit().map_err(Err)?;
+            let deposit = match self.alloc_deposit() {
+                Ok(deposit) => deposit,
+                Err(error) => {
+                    stop = Err(error);
+                    break;
+                }
+            };
             self.deposit_table(into, deposit);
             tables += 1;
-            huge_pages += self.share_pmd((out, into), (index, addr), entry, gather);
-            Ok(())
-        });
-        child.tables().count(tables);
-        child.add_rss(huge_pages * i64::from(HPAGE_PAGES));
-        match stop {
-            Ok(()) => Ok(None),
-            Err(stop) => stop.map(Some),
+            huge_pages += self.share_pmd((out, into), index, entry);
         }
+        if tables > 0 {
+            child.tables().count(tables);
+            child.add_rss(huge_pages * i64::from(HPAGE_PAGES));
+            gather.stale(range, Stride::Pmd);
+        }
+        stop
     }
 
     /// Shares one huge page; returns how many the child's resident size grows by.
-    fn share_pmd(
-        &self,
-        (out, into): (&PtLock<'_, P>, &PtLock<'_, P>),
-        (index, addr): (usize, VirtAddr),
-        entry: PmdEntry,
-        gather: &mut Gather<'_, P>,
-    ) -> i64 {
+    fn share_pmd(&self, (out, into): (&PtLock<'_, P>, &PtLock<'_, P>), index: usize, entry: PmdEntry) -> i64 {
         match entry {
-            PmdEntry::Huge {
-                pfn,
-                prot,
-                marks,
-                valid,
-            } => {
-                let shared = PmdEntry::Huge {
-                    pfn,
-                    prot: prot.write_protected(),
-                    marks: marks.old(),
-                    valid,
-                };
+            PmdEntry::Huge { pfn, .. } => {
                 let head = self.pages().page(pfn);
                 self.get_refs(head, 1);
-                into.set_pmd(index, shared);
-                if self.is_zero_page(head) {
-                    return 0;
+                let resident = !self.is_zero_page(head);
+                if resident {
+                    self.rmap_dup_pmd(head);
                 }
-                self.rmap_dup_pmd(head);
-                if prot.contains(Prot::WRITE) {
-                    out.write_protect(index);
-                    gather.stale(VirtRange::pmd(addr), Stride::Pmd);
-                }
-                1
+                out.share_run(index, 1, into);
+                i64::from(resident)
             }
             PmdEntry::Migration { pfn, marks, .. } => {
                 let kind = MigrationKind::Read;

@@ -24,6 +24,8 @@
 //! map operation see that both kinds are about to coexist and enter DOUBLE_MAP then, where Linux counts such pages
 //! twice in `AnonPages` (decision 0003).
 
+use core::cell::Cell;
+
 use super::Page;
 use crate::{addr::HPAGE_PAGES, flags::PageFlags, order::PMD_ORDER, platform::Platform};
 
@@ -70,6 +72,8 @@ pub type Mapcount = DoubleMap;
 #[must_use]
 pub struct Locked<'a> {
     head: Page<'a>,
+    /// Flags of the head that go together with the lock bit.
+    until_unlock: Cell<PageFlags>,
 }
 
 /// [`Locked`], with preemption held off for as long as it lives.
@@ -95,7 +99,10 @@ impl<'a> Page<'a> {
         let preempt = platform.preempt_off();
         self.lock_bit(PageFlags::MAPCOUNT_LOCK);
         MapcountGuard {
-            locked: Locked { head: self },
+            locked: Locked {
+                head: self,
+                until_unlock: Cell::new(PageFlags::MAPCOUNT_LOCK),
+            },
             _preempt: preempt,
         }
     }
@@ -210,7 +217,12 @@ const fn pack(entire: u32, ptes: u32) -> u64 {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        self.head.unlock_bit(PageFlags::MAPCOUNT_LOCK);
+        let before = self.head.clear_flags(self.until_unlock.get());
+        crate::vm_assert!(
+            before.contains(PageFlags::MAPCOUNT_LOCK),
+            "{:?}: lock was not held",
+            self.head
+        );
     }
 }
 
@@ -295,6 +307,12 @@ impl<'a> Locked<'a> {
         if first == 0 {
             self.head.set_flags(PageFlags::EXCLUSIVE);
         }
+    }
+
+    /// Takes the exclusive mark off a page that PMDs map, when the lock is given back: one locked operation for both.
+    pub(crate) fn share_whole(&self) {
+        self.until_unlock
+            .set(PageFlags::MAPCOUNT_LOCK | PageFlags::EXCLUSIVE);
     }
 
     /// Takes the exclusive mark off `nr` subpages from `first`.

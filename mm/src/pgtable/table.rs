@@ -100,12 +100,7 @@ impl Table {
         }
     }
 
-    /// Takes the right to write from one entry, a PTE or that of a huge page. Marks that the hardware sets stay.
-    pub(crate) fn write_protect(&self, index: usize) {
-        self.entries(index, 1)[0].fetch_and_acqrel(RawPte::ALL_BUT_WRITE);
-    }
-
-    /// Takes the right to write from the `nr` PTEs from `index`, and copies them, as not used yet, to `child`.
+    /// Takes the right to write from the `nr` PTEs, or the one huge entry, from `index`, and copies them, as not used yet, to `child`.
     pub(crate) fn share_run(&self, index: usize, nr: usize, child: &Self) {
         let pairs = self.entries(index, nr).iter().zip(child.entries(index, nr));
         for (entry, copy) in pairs {

@@ -158,7 +158,7 @@ impl<P: Platform> Memory<P> {
     pub(crate) fn rmap_dup_pmd(&self, head: Page<'_>) {
         let folio = head.lock_mapcount(self.platform());
         if !sabotage!(self, ExclusiveAfterFork) {
-            head.clear_flags(PageFlags::EXCLUSIVE);
+            folio.share_whole();
         }
         let fresh = Mapcount::map_pmd(&folio);
         crate::vm_assert!(fresh == 0, "{head:?}: what is copied was mapped before");
