@@ -171,7 +171,8 @@ impl<P: Platform> Memory<P> {
     ) -> Result<VirtAddr, MapError> {
         check_resize(space, vma, plan)?;
         if plan.old_len == vma.end() - plan.addr {
-            let grown = VirtRange::user(vma.start().as_u64(), plan.addr - vma.start() + plan.new_len);
+            let len = (plan.addr - vma.start()).checked_add(plan.new_len);
+            let grown = len.and_then(|len| VirtRange::user(vma.start().as_u64(), len));
             let more = grown.and_then(|grown| VirtRange::new(vma.end(), grown.end()));
             if let (Some(grown), Some(more)) = (grown, more)
                 && space.areas().overlapping(more).next().is_none()

@@ -441,6 +441,14 @@ fn bad_wishes_are_refused_and_change_nothing() {
                 full,
             ),
             (
+                "a length that wraps with what is before it",
+                at(7),
+                PAGE,
+                PAGE.wrapping_neg(),
+                Destination::Anywhere,
+                full,
+            ),
+            (
                 "an unaligned place",
                 at(0),
                 PAGE,
