@@ -9,8 +9,11 @@
 //! first gets a copy (see `fault::cow`). PTEs go in runs: neighbouring entries that map neighbouring pages of one folio
 //! cost one batch on its counters together.
 //!
-//! What may fail is allocated per PMD before its tables are locked. When an allocation fails the child is thrown away;
-//! the parent keeps its pages, read-only, and gets its rights back fault by fault.
+//! A table for a huge mapping of the child is allocated while both tables are locked: an allocation never waits. When
+//! one fails the child is thrown away; the parent keeps its pages, read-only, and gets its rights back fault by fault.
+//!
+//! A page that must not be shared because it is pinned may be on its way elsewhere: whoever moves it has yet to find the
+//! pin. `fork` waits until the page is back, and copies it then.
 //!
 //! Locks: the parent's mmap lock for writing (the child is not known to anybody yet), the child's table before the
 //! parent's.
@@ -154,6 +157,11 @@ impl<P: Platform> Memory<P> {
         page.maybe_pinned() && page.is_exclusive()
     }
 
+    /// The same of a page that is being moved: that it is this process's alone is known to its entry only.
+    fn must_copy_moving(&self, pfn: Pfn, kind: MigrationKind) -> bool {
+        kind != MigrationKind::Read && self.pages().page(pfn).maybe_pinned()
+    }
+
     /// Shares the huge pages of `range` until an entry that is a table or whose page must be copied; returns its address.
     fn share_pmds(
         &self,
@@ -170,8 +178,8 @@ impl<P: Platform> Memory<P> {
             match entry {
                 PmdEntry::None => continue,
                 PmdEntry::Huge { pfn, .. } if !self.must_copy(self.pages().page(pfn)) => {}
-                PmdEntry::Migration { .. } => {}
-                PmdEntry::Table(_) | PmdEntry::Huge { .. } => {
+                PmdEntry::Migration { pfn, kind, .. } if !self.must_copy_moving(pfn, kind) => {}
+                PmdEntry::Table(_) | PmdEntry::Huge { .. } | PmdEntry::Migration { .. } => {
                     let up_to = (index - row.start()) as u64 * PMD_SIZE;
                     let addr = range.start().align_down(PMD_SIZE) + up_to;
                     stop = Ok(Some(addr.max(range.start())));
@@ -240,10 +248,10 @@ impl<P: Platform> Memory<P> {
             let stopped = {
                 let into = self.lock_table(target);
                 let out = self.lock_table(source);
-                self.share_ptes((parent, child), (&out, &into), range, gather)
+                self.share_ptes(child, (&out, &into), range, gather)
             };
             if let Some(at) = stopped {
-                let next = match self.copy_pinned_page(child, (source, target), at)? {
+                let next = match self.copy_pinned_page((parent, child), (source, target), at)? {
                     Copied::Yes => at + PAGE_BYTES,
                     Copied::Changed => at,
                 };
@@ -256,7 +264,7 @@ impl<P: Platform> Memory<P> {
     /// Copies entries, a run at a time, until one whose page must be copied; returns its address.
     fn share_ptes(
         &self,
-        (_parent, child): (&AddressSpace, &AddressSpace),
+        child: &AddressSpace,
         (out, into): (&PtLock<'_, P>, &PtLock<'_, P>),
         range: VirtRange,
         gather: &mut Gather<'_, P>,
@@ -276,7 +284,11 @@ impl<P: Platform> Memory<P> {
             let mut nr = 1;
             match out.pte(index) {
                 PteEntry::None => {}
-                PteEntry::Migration { pfn, marks, .. } => {
+                PteEntry::Migration { pfn, kind, marks } => {
+                    if self.must_copy_moving(pfn, kind) {
+                        stopped = Some(addr);
+                        break;
+                    }
                     let kind = MigrationKind::Read;
                     let shared = PteEntry::Migration { pfn, kind, marks };
                     out.set_pte(index, shared);
@@ -351,10 +363,10 @@ impl<P: Platform> Memory<P> {
         (stop.unwrap_or(nr) as u64, shared)
     }
 
-    /// Gives the child a copy of the page that `source` maps at `addr`, unless it is being moved by now.
+    /// Gives the child a copy of the page that `source` maps at `addr`; waits instead while it is being moved.
     fn copy_pinned_page(
         &self,
-        child: &AddressSpace,
+        (parent, child): (&AddressSpace, &AddressSpace),
         (source, target): (Pfn, Pfn),
         addr: VirtAddr,
     ) -> Result<Copied, AllocError> {
@@ -367,6 +379,7 @@ impl<P: Platform> Memory<P> {
             PteEntry::None | PteEntry::Migration { .. } => None,
         };
         let Some((held, pfn, prot, marks)) = held else {
+            self.wait_while_moved(parent, addr);
             return Ok(Copied::Changed);
         };
         let vma = child

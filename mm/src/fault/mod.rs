@@ -134,22 +134,28 @@ impl<P: Platform> Memory<P> {
     /// Sleeps while the entry for the faulting address says that its page is being moved. The mmap lock is held, which
     /// keeps the tables.
     fn wait_for_migration(&self, space: &AddressSpace, fault: FaultInfo) -> VmFault {
-        let seen = self.leaf(space.tables(), fault.addr);
+        self.wait_while_moved(space, fault.addr);
+        VmFault::Retry
+    }
+
+    /// Sleeps while the entry for `addr` says that its page is being moved. The mmap lock is held, for reading or
+    /// writing: whoever moves a page waits for none.
+    pub(crate) fn wait_while_moved(&self, space: &AddressSpace, addr: VirtAddr) {
+        let seen = self.leaf(space.tables(), addr);
         let moving = match seen {
             Some(
                 Visit::Pte(_, PteEntry::Migration { pfn, .. })
                 | Visit::Pmd(_, PmdEntry::Migration { pfn, .. }),
             ) => pfn,
-            _ => return VmFault::Retry,
+            _ => return,
         };
         // Whoever moves the page rewrites the entry before waking: so to look again after queueing loses nothing. The
         // key too, because the page may have been freed, and the frame begun a new life, before it was read.
         let page = self.pages().page(moving);
         let key = self.migration_key(page);
         self.platform().wait(key, None, &mut || {
-            self.leaf(space.tables(), fault.addr) == seen && self.migration_key(page) == key
+            self.leaf(space.tables(), addr) == seen && self.migration_key(page) == key
         });
-        VmFault::Retry
     }
 
     /// What those wait for who find `page` being moved: one key for all pages of an anon_vma, so that a folio's 512
