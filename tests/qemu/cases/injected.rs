@@ -3,12 +3,14 @@
 
 use std::{env, time::Duration};
 
+use boot::machine::Machine;
 use libtest_mimic::Failed;
 
 use super::{
     Case,
-    abi::{all_kept, session_within},
+    abi::{all_kept, session_on},
 };
+use crate::bench;
 
 /// With this variable in the environment every single allocation fails, which takes hours for some programs.
 const ALL: &str = "CLEAVE_FAIL_ALL";
@@ -29,11 +31,25 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("injected::pipes", || {
             survives(&["abi-check pipes", "abi-check splice"])
         }),
+        Case::new("injected::nodes", nodes),
+        Case::new("injected::vector_registers", || survives(&["abi-check fpu 100"])),
     ]
 }
 
-/// Runs programs with one failing allocation at a time.
+/// On a machine whose memory is cut in two, so that pages move.
+fn nodes() -> Result<(), Failed> {
+    let mut machine = bench::machine()?;
+    machine.words.push("numa=fake=2".into());
+    survives_on(&machine, &["thp-numbers nodes", "abi-check nodes 2"])
+}
+
+/// Runs programs with one failing allocation at a time, on a default machine.
 fn survives(programs: &[&str]) -> Result<(), Failed> {
+    survives_on(&bench::machine()?, programs)
+}
+
+/// As [`survives`], on a machine of one's own.
+fn survives_on(machine: &Machine, programs: &[&str]) -> Result<(), Failed> {
     let (how, limit) = match env::var_os(ALL) {
         Some(_) => ("--all ", 100 * LIMIT),
         None => ("", LIMIT),
@@ -42,7 +58,7 @@ fn survives(programs: &[&str]) -> Result<(), Failed> {
         .iter()
         .map(|program| format!("run fail-every {how}/bin/{program}"))
         .collect();
-    let captured = session_within(&lines, limit)?;
+    let captured = session_on(machine, &lines, limit)?;
     if !how.is_empty() {
         println!("{}", captured.text());
     }
