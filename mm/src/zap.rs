@@ -107,7 +107,9 @@ impl<P: Platform> Memory<P> {
                     removed += 1;
                 }
                 PteEntry::Present { pfn, .. } => {
-                    let run = self.run_of_ptes(&ptes, index, (addr, chunk.end()), pfn);
+                    let part = (addr, chunk.end());
+                    // As one, so that a page that goes as a whole is not found to be partly unmapped on the way.
+                    let run = self.run_up_to(part, pfn, &|max| ptes.frames_length(index, max));
                     nr = run.nr;
                     let range = VirtRange::of_pages(addr, nr);
                     let marks = ptes.take_run(index, nr as usize);
@@ -174,13 +176,22 @@ impl<P: Platform> Memory<P> {
         &self,
         ptes: &PtLock<'_, P>,
         index: usize,
+        range: (VirtAddr, VirtAddr),
+        pfn: Pfn,
+    ) -> Run<'_> {
+        self.run_up_to(range, pfn, &|max| ptes.run_length(index, max))
+    }
+
+    /// The run from `pfn` on whose length `length` finds, given the most that it may be.
+    fn run_up_to(
+        &self,
         (addr, end): (VirtAddr, VirtAddr),
         pfn: Pfn,
+        length: &dyn Fn(usize) -> usize,
     ) -> Run<'_> {
         let run = Run::of(self.pages().page(pfn));
         let left = (end - addr) / PAGE_BYTES;
-        let max = to_usize(left.min(u64::from(run.room())));
-        let nr = ptes.run_length(index, max);
+        let nr = length(to_usize(left.min(u64::from(run.room()))));
         run.grown_by(u32::try_from(nr - 1).unwrap_or_else(|_| unreachable!("at most a table")))
     }
 

@@ -49,7 +49,16 @@ impl Table {
 impl Table {
     /// Length of the run that the PTE at `index` begins, at most `max`.
     pub(crate) fn run_length(&self, index: usize, max: usize) -> usize {
-        let raw = |entry: &AtomicU64| RawPte(entry.load_relaxed()).without_marks();
+        self.length_of(index, max, &RawPte::without_marks)
+    }
+
+    /// The same, whether or not writing is allowed: after `clear_refs` that is not the same in all of an area.
+    pub(crate) fn frames_length(&self, index: usize, max: usize) -> usize {
+        self.length_of(index, max, &|raw| raw.without_marks() & RawPte::ALL_BUT_WRITE)
+    }
+
+    fn length_of(&self, index: usize, max: usize, compared: &dyn Fn(RawPte) -> u64) -> usize {
+        let raw = |entry: &AtomicU64| compared(RawPte(entry.load_relaxed()));
         let entries = self.entries(index, max);
         let mut next = raw(&entries[0]);
         let follows = |entry: &&AtomicU64| {

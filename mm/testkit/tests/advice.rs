@@ -290,6 +290,23 @@ fn populated_memory_is_there() {
 
 // Soft-dirty.
 
+/// Only the page that was written to may be written to without a fault: the PTEs are not all alike.
+#[test]
+fn a_page_that_goes_as_a_whole_after_clear_refs_is_not_queued() {
+    with_process(|sim, process| {
+        map(sim, process, 0, HUGE, RW);
+        fill(process, 0, HUGE);
+        clear(sim, process, ClearRefs::SoftDirty);
+        process.run(|| sim.split_huge_pmd(process, VirtAddr::new(at(0))));
+        process.write_byte(at(3), 9).expect("writable");
+        process
+            .run(|| sim.munmap(process, range(0, HUGE)))
+            .expect("memory is there");
+        let deferred = sim.count(Counter::ThpDeferredSplitPage);
+        assert_eq!((deferred, sim.count(Counter::NrAnonPages)), (0, 0));
+    });
+}
+
 #[test]
 fn writes_since_clear_refs_are_told_page_by_page() {
     with_process(|sim, process| {
