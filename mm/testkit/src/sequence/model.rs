@@ -46,6 +46,8 @@ pub(super) struct Space {
     /// Pages that are mapped by a PTE.
     pub(super) ptes: BTreeMap<u64, Backing>,
     pub(super) heap_end: u64,
+    /// Pages that were written since `clear_refs`.
+    pub(super) written: BTreeSet<u64>,
 }
 
 impl Space {

@@ -158,6 +158,9 @@ impl Game<'_> {
             if let Some(bytes) = space.bytes.remove(&page) {
                 space.bytes.insert(moved(page), bytes);
             }
+            if space.written.remove(&page) {
+                space.written.insert(moved(page));
+            }
             if remains == Remains::Nothing {
                 space.areas.remove(&page);
             }

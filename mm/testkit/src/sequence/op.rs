@@ -1,6 +1,6 @@
 //! What a sequence is made of, and how one is drawn.
 
-use mm::{Advice, Place, Prot, Remains, migrate::Reach};
+use mm::{Advice, ClearRefs, Place, Prot, Remains, migrate::Reach};
 use proptest::prelude::*;
 
 use super::{Arena, PAGES};
@@ -51,6 +51,8 @@ pub enum Op {
     Remap(Part, u64, Option<u64>, Remains),
     /// Moves pages to other frames: those that nobody else maps, or all.
     Migrate(Part, Reach),
+    /// Forgets which pages were used, or written.
+    ClearRefs(ClearRefs),
     /// Moves the end of the heap, in pages from its start.
     Brk(u64),
     /// Lets the next accesses come from the process's other CPU.
@@ -132,6 +134,7 @@ fn advice() -> impl Strategy<Value = Advice> {
         2 => Just(Advice::HugePage),
         1 => Just(Advice::PopulateRead),
         2 => Just(Advice::PopulateWrite),
+        2 => Just(Advice::Cold),
         2 => about_fork,
         2 => hints,
     ]
@@ -145,6 +148,15 @@ fn remap() -> impl Strategy<Value = Op> {
         .prop_map(|(part, len, to, remains)| Op::Remap(part, len.unwrap_or(part.pages), to, remains))
 }
 
+fn clear_refs() -> impl Strategy<Value = Op> {
+    let what = prop_oneof![
+        3 => Just(ClearRefs::SoftDirty),
+        1 => Just(ClearRefs::Referenced),
+        1 => Just(ClearRefs::PeakRss),
+    ];
+    what.prop_map(Op::ClearRefs)
+}
+
 fn areas() -> impl Strategy<Value = Op> {
     let place =
         prop_oneof![3 => Just(Place::Fixed), 3 => Just(Place::FixedNoReplace), 1 => Just(Place::Hint)];
@@ -155,6 +167,7 @@ fn areas() -> impl Strategy<Value = Op> {
         4 => (part(), advice()).prop_map(|(part, advice)| Op::Advise(part, advice)),
         4 => remap(),
         1 => (0..HUGE).prop_map(Op::Brk),
+        1 => clear_refs(),
     ]
 }
 

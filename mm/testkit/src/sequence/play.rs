@@ -3,14 +3,14 @@
 use core::{cell::Cell, ops::ControlFlow};
 
 use mm::{
-    Access, Advice, AllocError, Counter, MapError, MapRequest, PAGE_BYTES, PAGE_SIZE, PMD_SIZE, Pfn, Place,
-    Prot, SegvReason, VirtAddr, VirtRange, VmFault, VmaFlags, check::Owners, pin::Pinned, platform::CpuId,
-    split_folio::SplitError,
+    Access, Advice, AllocError, ClearRefs, Counter, MapError, MapRequest, PAGE_BYTES, PAGE_SIZE, PMD_SIZE,
+    Pfn, Place, Prot, SegvReason, VirtAddr, VirtRange, VmFault, VmaFlags, check::Owners, pin::Pinned,
+    platform::CpuId, split_folio::SplitError,
 };
 
 use super::{
     Arena, Pages,
-    model::{Backing, Entry, Events, Folio, Space, World, span_of},
+    model::{Backing, Entry, Events, Folio, Space, World, chunks, span_of},
     op::{Op, Part, Step, Writing},
 };
 use crate::{
@@ -36,6 +36,9 @@ struct Held<'s> {
 
 /// References that a pin of a base page counts as, besides its own: like Linux's `GUP_PIN_COUNTING_BIAS`.
 const PIN_BIAS: usize = 1024;
+
+/// In a word of `/proc/pid/pagemap`: written since `clear_refs`, or new.
+const PAGEMAP_SOFT_DIRTY: u64 = 1 << 55;
 
 /// The frames that are held, and how many references that makes, for the checker.
 struct HeldFrames(Vec<(Pfn, usize)>);
@@ -144,6 +147,7 @@ impl<'s> Game<'s> {
                 self.with(part, |game, range| game.remap(who, range, len, to, remains));
             }
             Op::Migrate(part, reach) => self.with(part, |game, range| game.migrate(who, range, reach)),
+            Op::ClearRefs(what) => self.clear_refs(who, what),
             Op::Brk(pages) => self.brk(who, HEAP + pages.min(last - HEAP)),
             Op::Unpin(nth) if !self.held.is_empty() => self.unpin(nth % self.held.len()),
             Op::WriteThroughPin(nth, offset, byte) if !self.held.is_empty() => {
@@ -341,6 +345,7 @@ impl<'s> Game<'s> {
         for page in range.clone() {
             space.areas.remove(&page);
             space.bytes.remove(&page);
+            space.written.remove(&page);
         }
     }
 
@@ -402,6 +407,7 @@ impl<'s> Game<'s> {
                 let space = self.world.space(who);
                 return space.bytes.retain(|page, _| !range.contains(page));
             }
+            Advice::Cold => return self.age(who, range, &areas),
             Advice::Normal => (none, sequential | random),
             Advice::Sequential => (sequential, random),
             Advice::Random => (random, sequential),
@@ -416,6 +422,56 @@ impl<'s> Game<'s> {
             _ => return,
         };
         self.change_flags(who, range, set, clear);
+    }
+
+    /// Advice on part of a huge page that is ours alone splits it, unless somebody uses it.
+    fn age(&mut self, who: usize, range: &Pages, areas: &[(Pages, VmaFlags)]) {
+        for (area, _) in areas {
+            let part = area.start.max(range.start)..area.end.min(range.end);
+            for chunk in chunks(&part) {
+                self.age_chunk(who, &chunk);
+            }
+        }
+    }
+
+    fn age_chunk(&mut self, who: usize, chunk: &Pages) {
+        let span = span_of(chunk.start);
+        if self.world.space(who).pmds.contains_key(&span) {
+            let Some(frame) = self.world.space(who).frame(span) else {
+                return;
+            };
+            let Folio::Huge(thp) = self.world.folio(frame).1 else {
+                panic!("a PMD maps a base page")
+            };
+            if thp.total() != 1 || thp.pins() > 0 || *chunk == (span..span + HUGE) {
+                return;
+            }
+            self.world.split_folio(frame);
+        }
+        for page in chunk.clone() {
+            let Some(frame) = self.world.space(who).frame(page) else {
+                continue;
+            };
+            let is_ours = self.world.mapcount(frame) == 1;
+            if let (head, Folio::Huge(thp)) = self.world.folio(frame)
+                && is_ours
+                && thp.pins() == 0
+            {
+                self.world.split_folio(head);
+            }
+        }
+    }
+
+    /// Entries lose the right to write, which no access notices: it comes back in the fault.
+    fn clear_refs(&mut self, who: usize, what: ClearRefs) {
+        self.on(who, |sim, process| sim.clear_refs(process, what));
+        if what == ClearRefs::SoftDirty {
+            let space = self.world.space(who);
+            space.written.clear();
+            for flags in space.areas.values_mut() {
+                flags.remove(VmaFlags::SOFTDIRTY);
+            }
+        }
     }
 
     /// What is so already costs no cut.
@@ -530,7 +586,9 @@ impl<'s> Game<'s> {
             .accessed((who, page), Access::Write, result, expected)
             .is_some()
         {
-            self.world.space(who).store(page, offset, byte);
+            let space = self.world.space(who);
+            space.store(page, offset, byte);
+            space.written.insert(page);
         }
     }
 
@@ -806,6 +864,7 @@ impl<'s> Game<'s> {
         self.world.spaces[child] = Some(Space {
             areas,
             bytes: ours.bytes,
+            written: ours.written,
             heap_end: ours.heap_end,
             ..Space::default()
         });
@@ -874,13 +933,40 @@ impl<'s> Game<'s> {
     }
 
     fn compare_areas(&mut self, who: usize) {
-        let areas = self.areas(who).into_iter();
-        let pages = areas.flat_map(|(area, flags)| area.map(move |page| (page, flags)));
+        let areas = self.areas(who);
+        self.adopt_soft_dirty(who, &areas);
+        let pages = areas.into_iter();
+        let pages = pages.flat_map(|(area, flags)| area.map(move |page| (page, flags)));
         let space = self.world.space(who);
         assert!(
             pages.eq(space.areas.iter().map(|(&page, &flags)| (page, flags))),
             "areas of {who}"
         );
+    }
+
+    /// An area that absorbs one with new memory counts as new as a whole. Which one that is, is its neighbours'
+    /// business; what is new, or written since it was last asked, must be found.
+    fn adopt_soft_dirty(&mut self, who: usize, areas: &[(Pages, VmaFlags)]) {
+        let space = self.world.space(who);
+        for (area, flags) in areas {
+            let is_new = flags.contains(VmaFlags::SOFTDIRTY);
+            for page in area.clone().filter(|_| is_new) {
+                if let Some(flags) = space.areas.get_mut(&page) {
+                    flags.insert(VmaFlags::SOFTDIRTY);
+                }
+            }
+        }
+        let mut written = core::mem::take(&mut space.written);
+        written.retain(|&page| space.entry(page).is_some());
+        for &page in &written {
+            let at = VirtAddr::new(self.addr(page));
+            let word = mm::report::pagemap(self.sim, self.process(who), at);
+            assert!(
+                word & PAGEMAP_SOFT_DIRTY != 0,
+                "process {who}, page {page}: written, and not soft-dirty"
+            );
+        }
+        self.world.space(who).written = written;
     }
 
     fn compare_tables(&mut self, who: usize) {
