@@ -151,8 +151,8 @@ impl<P: Platform> Memory<P> {
     /// Moves the folios on `list` to targets. What is moved leaves the list; what is not is still on it afterwards, in
     /// order of failure, and goes back to the LRU with it.
     ///
-    /// When no target is to be had for a base page, or a huge page cannot be split for want of one, the rest is left
-    /// where it is: the next one would not be had either.
+    /// When no target is to be had for a base page, the rest is left where it is: the next one would not be had either. A
+    /// huge page that has no target and cannot be split stays, and the others are still tried.
     ///
     /// # Panics
     /// If a target is of another size than its source, or not as the allocator made it.
