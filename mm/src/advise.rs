@@ -198,6 +198,9 @@ impl<P: Platform> Memory<P> {
             _ => VmaFlags::LOCKED,
         };
         self.for_parts(space, range, forbidden, &mut |part, gather| {
+            if let Some(vma) = space.areas().containing(part.start()) {
+                self.unlock_pages_in(space, vma, part);
+            }
             self.zap_range(space, part, gather);
         })
     }

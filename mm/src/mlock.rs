@@ -115,10 +115,10 @@ impl<P: Platform> Memory<P> {
         self.set_area_flags(space, vma, flags);
         match (was_locked, locking) {
             (false, Locking::Whole | Locking::OnFault) => {
-                self.for_each_lockable(space, vma, &mut |page| self.mlock_page(page));
+                self.for_each_lockable(space, vma.range(), &mut |page| self.mlock_page(page));
             }
             (true, Locking::Unlocked) => {
-                self.for_each_lockable(space, vma, &mut |page| self.munlock_page(page));
+                self.for_each_lockable(space, vma.range(), &mut |page| self.munlock_page(page));
             }
             _ => {}
         }
@@ -126,19 +126,25 @@ impl<P: Platform> Memory<P> {
 
     /// Lets a locked area, whose pages are about to be unmapped, let go of them.
     pub(crate) fn unlock_pages(&self, space: &AddressSpace, vma: Handle<Vma>) {
+        self.unlock_pages_in(space, vma, vma.range());
+    }
+
+    /// [`Self::unlock_pages`] for a part of the area.
+    pub(crate) fn unlock_pages_in(&self, space: &AddressSpace, vma: Handle<Vma>, part: VirtRange) {
         if vma.flags().contains(VmaFlags::LOCKED) {
-            self.for_each_lockable(space, vma, &mut |page| self.munlock_page(page));
+            self.for_each_lockable(space, part, &mut |page| self.munlock_page(page));
         }
     }
 
-    /// Shows `visit` the pages that an area maps each as a whole. The table that holds the entry is locked.
-    fn for_each_lockable(&self, space: &AddressSpace, vma: Handle<Vma>, visit: &mut dyn FnMut(Page<'_>)) {
+    /// Shows `visit` the pages that `range`, part of an area, maps each as a whole. The table that holds the entry is
+    /// locked.
+    fn for_each_lockable(&self, space: &AddressSpace, range: VirtRange, visit: &mut dyn FnMut(Page<'_>)) {
         let mut lockable = |page: Page<'_>| {
             if !self.is_zero_page(page) {
                 visit(page);
             }
         };
-        self.for_each_pmd(space.tables(), vma.range(), &mut |slot, chunk| {
+        self.for_each_pmd(space.tables(), range, &mut |slot, chunk| {
             let pmds = self.lock_table(slot.table);
             match pmds.pmd(slot.index) {
                 PmdEntry::Huge { pfn, .. } => lockable(self.pages().page(pfn)),

@@ -248,3 +248,17 @@ fn locked_stack_grows_within_its_limit() {
         assert!(matches!(push(597), VmFault::SigSegv(_)));
     });
 }
+
+#[test]
+fn what_a_locked_area_drops_is_not_locked_elsewhere() {
+    with_process(|sim, process| {
+        map(sim, process, 0, 8);
+        fill(process, 0, 8);
+        assert_eq!(lock(sim, process, 0, 8, Locking::Whole), Ok(()));
+        let child = process.fork(CpuId::new(1)).expect("room");
+        assert_eq!(locked(sim), 8);
+        let dropped = process.run(|| sim.madvise(process, range(2, 4), Advice::DontNeedLocked));
+        assert_eq!((dropped, locked(sim)), (Ok(()), 4));
+        sim.verify(&[process, &child], &());
+    });
+}
