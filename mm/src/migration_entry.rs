@@ -124,6 +124,22 @@ impl Parts {
         true
     }
 
+    /// The parts for which [`Parts::settle`] has something to do.
+    pub(crate) fn unsettled(&self) -> impl Iterator<Item = u32> {
+        let words = self.frozen.0.iter().zip(&self.held.0).zip((0..).step_by(64));
+        words.flat_map(|((frozen, held), first)| {
+            let left = frozen.get() | held.get();
+            let bits = if left == 0 {
+                0
+            } else {
+                u64::BITS.min(HPAGE_PAGES - first)
+            };
+            (0..bits)
+                .filter(move |bit| left >> bit & 1 == 1)
+                .map(move |bit| first + bit)
+        })
+    }
+
     /// After all entries: thaws part `i` if none leads to it; returns how many references the splitter has to give back.
     pub(crate) fn settle(&self, i: u32, page: Page<'_>) -> u32 {
         if self.frozen.remove(i) {

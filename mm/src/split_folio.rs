@@ -216,11 +216,7 @@ impl<P: Platform> Memory<P> {
             lru.insert_tails(head, HPAGE_PAGES - 1);
         }
         let state = (flags & KEPT) | exclusive;
-        for i in 1..HPAGE_PAGES {
-            let tail = head.offset(i);
-            tail.set_identity(mapping, index + u64::from(i));
-            tail.set_private_state(PageState::of(state));
-        }
+        head.release_tails(mapping, index, PageState::of(state));
         let parts = Parts::new(u32::from(keep == Keep::All));
         if let Keep::One(kept) = keep
             && kept != 0
@@ -238,8 +234,9 @@ impl<P: Platform> Memory<P> {
 
     /// Gives back what the split still holds of the parts: those that nothing maps are free then.
     fn settle(&self, head: Page<'_>, parts: &Parts) {
-        for page in (0..HPAGE_PAGES).map(|i| head.offset(i)) {
-            let left = parts.settle(page.pfn().since(head.pfn()), page);
+        for i in parts.unsettled() {
+            let page = head.offset(i);
+            let left = parts.settle(i, page);
             if left > 0 {
                 self.put_refs(page, left);
             }

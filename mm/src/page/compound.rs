@@ -13,7 +13,7 @@
 //! somebody wrote to the wrong record.
 
 use super::{Page, PageState};
-use crate::{flags::PageFlags, order::Order};
+use crate::{addr::HPAGE_PAGES, flags::PageFlags, order::Order};
 
 /// How a compound page is taken apart when its last reference is gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,6 +68,22 @@ impl Page<'_> {
         }
         self.set_private_state(PageState::CLEAR);
         Ok(order)
+    }
+
+    /// Makes the tails of the huge page that starts here, which is frozen, pages of their own: of the object `mapping`, as
+    /// an own mapping word, with linear indices that follow `index`, and in state `state`. What a tail is comes first: who
+    /// finds a page that is no tail finds it whole.
+    pub(crate) fn release_tails(self, mapping: u64, index: u64, state: PageState) {
+        let tails = self.pfn.index() + 1..self.pfn.index() + HPAGE_PAGES as usize;
+        for (word, index) in self.array.index()[tails.clone()].iter().zip(index + 1..) {
+            word.store_relaxed(index);
+        }
+        for word in &self.array.mapping()[tails.clone()] {
+            word.store_relaxed(mapping);
+        }
+        for word in &self.array.state()[tails] {
+            word.store_release(state.raw());
+        }
     }
 
     /// Checks the record of a tail, by its frame number, of the compound page that starts here and is about to be free.
