@@ -27,20 +27,24 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("injected::areas", || survives(&["abi-check areas"])),
         Case::new("injected::views", || survives(&["abi-check views"])),
         Case::new("injected::tasks", || survives(&["abi-check tasks 10"])),
-        Case::new("injected::numbers", || survives(&["thp-numbers"])),
+        Case::new("injected::numbers", || {
+            survives_on(&two_nodes()?, &["thp-numbers"])
+        }),
         Case::new("injected::pipes", || {
             survives(&["abi-check pipes", "abi-check splice"])
         }),
-        Case::new("injected::nodes", nodes),
+        Case::new("injected::nodes", || {
+            survives_on(&two_nodes()?, &["abi-check nodes 2"])
+        }),
         Case::new("injected::vector_registers", || survives(&["abi-check fpu 100"])),
     ]
 }
 
-/// On a machine whose memory is cut in two, so that pages move.
-fn nodes() -> Result<(), Failed> {
+/// A machine whose memory is cut in two, so that pages move.
+fn two_nodes() -> Result<Machine, Failed> {
     let mut machine = bench::machine()?;
     machine.words.push("numa=fake=2".into());
-    survives_on(&machine, &["thp-numbers nodes", "abi-check nodes 2"])
+    Ok(machine)
 }
 
 /// Runs programs with one failing allocation at a time, on a default machine.
