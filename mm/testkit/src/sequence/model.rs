@@ -48,6 +48,8 @@ pub(super) struct Space {
     pub(super) heap_end: u64,
     /// Pages that were written since `clear_refs`.
     pub(super) written: BTreeSet<u64>,
+    /// Pages that were lazily freed and not written since.
+    pub(super) freed: BTreeSet<u64>,
 }
 
 impl Space {
@@ -142,6 +144,8 @@ pub struct Events {
     pub not_migrated_huge: u64,
     /// Huge pages that were split because there was no room for them elsewhere.
     pub migration_split: u64,
+    /// Base pages that were dropped because they were lazily freed, those of huge pages included.
+    pub lazily_freed: u64,
 }
 
 impl Events {

@@ -158,6 +158,9 @@ impl Game<'_> {
             if let Some(bytes) = space.bytes.remove(&page) {
                 space.bytes.insert(moved(page), bytes);
             }
+            if space.freed.remove(&page) {
+                space.freed.insert(moved(page));
+            }
             if space.written.remove(&page) {
                 space.written.insert(moved(page));
             }

@@ -134,7 +134,9 @@ fn advice() -> impl Strategy<Value = Advice> {
         2 => Just(Advice::HugePage),
         1 => Just(Advice::PopulateRead),
         2 => Just(Advice::PopulateWrite),
-        2 => Just(Advice::Cold),
+        1 => Just(Advice::Cold),
+        3 => Just(Advice::Free),
+        3 => Just(Advice::PageOut),
         2 => about_fork,
         2 => hints,
     ]

@@ -346,6 +346,7 @@ impl<'s> Game<'s> {
             space.areas.remove(&page);
             space.bytes.remove(&page);
             space.written.remove(&page);
+            space.freed.remove(&page);
         }
     }
 
@@ -407,7 +408,7 @@ impl<'s> Game<'s> {
                 let space = self.world.space(who);
                 return space.bytes.retain(|page, _| !range.contains(page));
             }
-            Advice::Cold => return self.age(who, range, &areas),
+            Advice::Cold | Advice::Free | Advice::PageOut => return self.age(who, range, &areas, advice),
             Advice::Normal => (none, sequential | random),
             Advice::Sequential => (sequential, random),
             Advice::Random => (random, sequential),
@@ -425,11 +426,16 @@ impl<'s> Game<'s> {
     }
 
     /// Advice on part of a huge page that is ours alone splits it, unless somebody uses it.
-    fn age(&mut self, who: usize, range: &Pages, areas: &[(Pages, VmaFlags)]) {
+    fn age(&mut self, who: usize, range: &Pages, areas: &[(Pages, VmaFlags)], advice: Advice) {
         for (area, _) in areas {
             let part = area.start.max(range.start)..area.end.min(range.end);
             for chunk in chunks(&part) {
                 self.age_chunk(who, &chunk);
+                match advice {
+                    Advice::Free => self.lazily_free(who, &chunk),
+                    Advice::PageOut => self.drop_freed(who, &chunk),
+                    _ => {}
+                }
             }
         }
     }
@@ -459,6 +465,53 @@ impl<'s> Game<'s> {
             {
                 self.world.split_folio(head);
             }
+        }
+    }
+
+    /// What only one entry maps, as a whole, may be dropped until it is written.
+    fn lazily_free(&mut self, who: usize, chunk: &Pages) {
+        for page in chunk.clone() {
+            let Some(frame) = self.world.space(who).frame(page) else {
+                continue;
+            };
+            let by_pte = !self.world.space(who).pmds.contains_key(&span_of(page));
+            let is_ours = match self.world.folio(frame).1 {
+                Folio::Huge(thp) => {
+                    thp.total() == 1 && !by_pte && *chunk == (span_of(page)..span_of(page) + HUGE)
+                }
+                Folio::Small { mappers, .. } => mappers.len() == 1,
+            };
+            if is_ours {
+                self.world.space(who).freed.insert(page);
+            }
+        }
+    }
+
+    /// What is gone was lazily freed, not written since, and nobody else had it.
+    fn drop_freed(&mut self, who: usize, chunk: &Pages) {
+        for page in chunk.clone() {
+            let Some(frame) = self.world.space(who).frame(page) else {
+                continue;
+            };
+            if self.seen(who, page).is_some() {
+                continue;
+            }
+            let sole = self.world.mapcount(frame) == 1 && self.world.pins(frame) == 0;
+            let span = span_of(page);
+            let gone = match self.world.space(who).entry(page) {
+                Some(Entry::Pmd(_)) => span..span + HUGE,
+                _ => page..page + 1,
+            };
+            let space = self.world.space(who);
+            assert!(
+                sole && gone.clone().all(|page| space.freed.contains(&page)),
+                "page {page} is lost"
+            );
+            for page in gone.clone() {
+                space.bytes.remove(&page);
+            }
+            self.world.events.lazily_freed += gone.end - gone.start;
+            self.world.zap(who, &gone);
         }
     }
 
@@ -648,6 +701,11 @@ impl<'s> Game<'s> {
                 1,
                 "page {page}: written to while shared"
             );
+            let by_pmd = self.world.space(who).pmds.contains_key(&span);
+            let space = self.world.space(who);
+            space
+                .freed
+                .retain(|&freed| freed != page && !(by_pmd && span_of(freed) == span));
         }
         // What was copied may be free, and the next page's target.
         self.world.forget_free();
@@ -865,6 +923,7 @@ impl<'s> Game<'s> {
             areas,
             bytes: ours.bytes,
             written: ours.written,
+            freed: ours.freed,
             heap_end: ours.heap_end,
             ..Space::default()
         });
@@ -956,6 +1015,9 @@ impl<'s> Game<'s> {
                 }
             }
         }
+        let mut freed = core::mem::take(&mut space.freed);
+        freed.retain(|&page| space.entry(page).is_some());
+        space.freed = freed;
         let mut written = core::mem::take(&mut space.written);
         written.retain(|&page| space.entry(page).is_some());
         for &page in &written {
@@ -1043,7 +1105,11 @@ impl<'s> Game<'s> {
 
     fn compare_counters(&self) {
         let (anon, thps) = self.world.anon();
-        let now = [(Counter::NrAnonPages, anon), (Counter::NrAnonThps, thps)];
+        let now = [
+            (Counter::NrAnonPages, anon),
+            (Counter::NrAnonThps, thps),
+            (Counter::PgLazyFreed, self.world.events.lazily_freed),
+        ];
         for (counter, expected) in now.into_iter().chain(self.world.events.counters()) {
             assert_eq!(self.sim.count(counter), expected, "{}", counter.name());
         }
