@@ -2,9 +2,9 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`mask`] | sets of nodes in a program's memory |
-//! | [`policy`] | where new pages come from |
-//! | [`moves`] | where old pages go |
+//! | `mask` | sets of nodes in a program's memory |
+//! | `policy` | where new pages come from |
+//! | `moves` | where old pages go |
 //!
 //! Checks come in Linux's order. Everybody is the superuser, so nothing is refused for want of a right.
 
