@@ -193,10 +193,12 @@ fn bad_ends() -> Result<(), Failed> {
     })
 }
 
-/// On a small machine: one program keeps nearly everything for a while, others start, want more, and end as they must.
+/// On a small machine: one program takes all there is and is ended; then one keeps nearly everything for a while, others
+/// start, or are refused, want more, and end as they must.
 fn memory_runs_out() -> Result<(), Failed> {
     let input = format!(
-        "run abi-check end hold-memory 1500 &\nrun abi-check signals\nrun abi-check end eat-memory\n\
+        "run abi-check end eat-memory\n\
+         run abi-check end hold-memory 1500 &\nrun abi-check signals\nrun abi-check end eat-memory\n\
          run abi-check files\nrun abi-check end hold-memory 0\nrun abi-check memory\ncheck\npoweroff {LAST}\n"
     );
     let mut machine = bench::machine()?;
